@@ -1,0 +1,3 @@
+//! placeholder
+use pgrx::prelude::*;
+::pgrx::pg_module_magic!(name, version);
