@@ -1,0 +1,82 @@
+# Strata: one way to set up, build, install, show, test, measure and check it. `make help` lists the targets.
+#
+# There is one cargo flavour, --release over the whole workspace: feature unification over a smaller selection of packages
+# would compile the large dependencies a second time. PostgreSQL majors other than the default have a target
+# directory of their own, because the bindings are generated from the server's headers.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PG       ?= 15
+PREFIX   ?= /usr/local
+CARGO    ?= cargo
+
+# Debian's /usr/bin/pg_config answers for the newest server headers that are installed; it is taken when it says $(PG).
+PG_CONFIG ?= $(shell if [ "$$(/usr/bin/pg_config --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')" = "$(PG)" ]; \
+	then echo /usr/bin/pg_config; else echo /usr/lib/postgresql/$(PG)/bin/pg_config; fi)
+
+ifeq ($(origin CARGO_TARGET_DIR),undefined)
+CARGO_TARGET_DIR := $(shell if mkdir -p "$$HOME/.cache/strata" 2>/dev/null && [ -w "$$HOME/.cache/strata" ]; \
+	then echo "$$HOME/.cache/strata/target"; else echo "$(CURDIR)/target"; fi)
+endif
+ifeq ($(PG),15)
+FLAVOUR := --release --workspace --locked
+else
+FLAVOUR := --release --workspace --locked --no-default-features --features strata/pg$(PG)
+override CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)-pg$(PG)
+endif
+
+export CARGO_TARGET_DIR
+export PGRX_PG_CONFIG_PATH := $(PG_CONFIG)
+export CARGO_INCREMENTAL := 1
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+# A backtrace would land in the DETAIL of an ERROR.
+unexport RUST_BACKTRACE
+
+OUT    := $(CARGO_TARGET_DIR)/release
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+EXTENSION_VERSION := $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" extension/strata.control)
+SQL_PARTS := $(sort $(wildcard sql/schema/*.sql))
+
+.PHONY: help setup build install demo test bench lint clean layers
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo
+	@echo "  PG=$(PG) PG_CONFIG=$(PG_CONFIG) PREFIX=$(PREFIX)"
+	@echo "  CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)"
+
+setup: ## install what is missing (apt); checks Rust
+	@PG=$(PG) PG_CONFIG=$(PG_CONFIG) .ci/setup
+
+build: setup ## compile the extension, the sidecar and the tools
+	$(CARGO) build $(FLAVOUR)
+
+install: build ## copy them to PostgreSQL's directories and PREFIX/bin
+	@$(AS_ROOT) .ci/install "$(PG_CONFIG)" "$(OUT)" "$(PREFIX)" "$(EXTENSION_VERSION)" $(SQL_PARTS)
+
+demo: install ## the whole job on three million flights; KEEP=1 leaves the recovered server running
+	@KEEP="$(KEEP)" STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" "$(OUT)/strata-demo"
+
+# One test process at a time: a suite starts servers of its own, and the machine may have two cores. `make test SUITE=crash`
+# runs one suite; `make test ARGS=name` filters by test name.
+test: install ## unit tests and every suite, against real servers
+	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" .ci/test $(if $(SUITE),--suite $(SUITE)) -- $(ARGS)
+
+bench: install ## flights queries and backups, heap against warm against what is installed
+	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" benches/run
+
+layers: ## check the arrows between the crates
+	@.ci/layers
+
+lint: setup layers ## rustfmt, clippy with warnings denied, licences and advisories, shell scripts
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(FLAVOUR) --all-targets -- -D warnings
+	@.ci/deny
+
+clean: ## remove what cargo built (the demo's download stays in the cache)
+	$(CARGO) clean
+	rm -rf "$(CARGO_TARGET_DIR)"
