@@ -1,1 +1,25 @@
-//! placeholder
+//! The harness of Strata's end-to-end tests: real servers, real crashes, and a heap twin as the oracle.
+//!
+//! ```text
+//!  suites (tests/*.rs)        demo (src/bin/demo)       benches/
+//!        │                          │                      │
+//!        └───────────┬──────────────┴──────────────────────┘
+//!    script ── twin ─┤            what to do, and what must come out (oracle: the same on heap)
+//!    cluster ── sidecar ── pgbench    one server in a directory of its own; the `strata` program; load
+//!                process              run as the server's user, find, kill, wait
+//! ```
+//!
+//! Promises: a cluster lives in one temporary directory and takes nothing from the machine but free space; it is stopped
+//! and removed when its value is dropped, after a panic too (then its log is printed first; `STRATA_KEEP=1` leaves
+//! the directory). Expected results come from a heap table that got the same statements, never from the code under test.
+
+pub mod cluster;
+pub mod flights;
+pub mod pgbench;
+pub mod process;
+pub mod script;
+pub mod sidecar;
+pub mod twin;
+
+pub use cluster::{Cluster, Options};
+pub use sidecar::{Agent, Strata};
