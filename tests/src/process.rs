@@ -100,6 +100,11 @@ pub fn alive(pid: i32) -> bool {
     test_kill_process(p).is_ok() && !matches!(stat(pid), Some((_, 'Z')))
 }
 
+/// Whether a process with this id exists, as a zombie perhaps.
+pub fn exists(pid: i32) -> bool {
+    Pid::from_raw(pid).is_some_and(|p| test_kill_process(p).is_ok())
+}
+
 /// Parent and state of a process.
 fn stat(pid: i32) -> Option<(i32, char)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
