@@ -267,7 +267,16 @@ impl Cluster {
         all.push(postmaster);
         wait_for("killed processes to go", Duration::from_secs(20), || {
             !all.iter().any(|&p| alive(p))
+        })?;
+        // A zombie that init has not reaped yet still answers the start-up check of the next postmaster.
+        if wait_for("the postmaster to be reaped", Duration::from_secs(10), || {
+            !process::exists(postmaster)
         })
+        .is_err()
+        {
+            fs::remove_file(self.data.join("postmaster.pid"))?;
+        }
+        Ok(())
     }
 
     /// kill -9, then start again: crash recovery.
