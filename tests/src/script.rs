@@ -9,6 +9,10 @@
 //! | `\always TABLE…` | nothing | from here on `\warm TABLE…` before every statement outside a transaction |
 //! | `\session N` | the next statements go to connection N | the same |
 //!
+//! `{side}` in a statement is `heap` or `warm` (for names that both databases share).
+//! `STRATA_TWIN=heap` leaves out the moves and needs no extension: heap against heap, which checks the scripts themselves
+//! and prints each statement that fails.
+//!
 //! Each statement must give the same on both sides: the same rows (in order when it says ORDER BY, else as a bag), the same
 //! command tag count, or the same SQLSTATE with the same message.
 
@@ -117,11 +121,17 @@ pub fn outcome(client: &mut Client, sql: &str) -> Result<Outcome> {
 /// One side of a comparison: a database, and its connections by name.
 struct Side<'a> {
     cluster: &'a Cluster,
+    kind: &'static str,
     database: String,
     sessions: BTreeMap<String, Client>,
 }
 
 impl Side<'_> {
+    fn run(&mut self, session: &str, sql: &str) -> Result<Outcome> {
+        let sql = sql.replace("{side}", self.kind);
+        outcome(self.client(session)?, &sql)
+    }
+
     fn client(&mut self, session: &str) -> Result<&mut Client> {
         if !self.sessions.contains_key(session) {
             let mut client = self.cluster.connect_to(&self.database)?;
@@ -133,12 +143,26 @@ impl Side<'_> {
     }
 }
 
+/// Whether the scripts themselves are checked, heap against heap.
+pub fn self_check() -> bool {
+    std::env::var("STRATA_TWIN").is_ok_and(|v| v == "heap")
+}
+
 /// Runs a script on both sides; `name` names the two databases. Fails with every statement that differs.
 pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
     let steps = parse(text)?;
-    let side = |kind: &str| -> Result<Side> {
+    let side = |kind: &'static str| -> Result<Side> {
         let database = format!("{kind}_{name}");
-        drop(cluster.create_database(&database)?);
+        if self_check() {
+            cluster
+                .connect()?
+                .batch_execute(&format!("CREATE DATABASE {database}"))?;
+            cluster
+                .connect()?
+                .batch_execute("DO 'BEGIN CREATE ROLE strata_read; EXCEPTION WHEN OTHERS THEN NULL; END'")?;
+        } else {
+            drop(cluster.create_database(&database)?);
+        }
         Ok(Side {
             cluster,
             database,
@@ -153,6 +177,7 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
     for (line, step) in steps {
         match step {
             Step::Session(s) => session = s,
+            Step::Warm(_) | Step::Hot(_) | Step::Always(_) if self_check() => {}
             Step::Warm(tables) => {
                 to_warm(warm.client(&session)?, &tables).with_context(|| format!("{name}.sql:{line}"))?
             }
@@ -168,10 +193,15 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
                 if !always.is_empty() && !open.values().any(|&o| o) {
                     to_warm(warm.client(&session)?, &always).with_context(|| format!("{name}.sql:{line} (always)"))?;
                 }
-                let expected =
-                    outcome(heap.client(&session)?, &sql).with_context(|| format!("{name}.sql:{line} on heap"))?;
-                let found =
-                    outcome(warm.client(&session)?, &sql).with_context(|| format!("{name}.sql:{line} on warm"))?;
+                let expected = heap
+                    .run(&session, &sql)
+                    .with_context(|| format!("{name}.sql:{line} on heap"))?;
+                let found = warm
+                    .run(&session, &sql)
+                    .with_context(|| format!("{name}.sql:{line} on warm"))?;
+                if let (Outcome::Failed(code, message), true) = (&expected, self_check()) {
+                    println!("{name}.sql:{line}: {code} {message}");
+                }
                 if expected != found {
                     wrong.push(format!(
                         "{name}.sql:{line}: {}\n  heap: {expected:?}\n  warm: {found:?}",

@@ -1,0 +1,67 @@
+-- ON CONFLICT and uniqueness against fragment rows, delta rows and both; deferrable and multi-column keys.
+CREATE TABLE t (a int, b int, v text, n int DEFAULT 0, PRIMARY KEY (a, b));
+CREATE UNIQUE INDEX t_v ON t (v);
+INSERT INTO t SELECT i / 10, i % 10, 'v' || i FROM generate_series(0, 499) i;
+\warm t
+INSERT INTO t VALUES (1, 1, 'dup') ON CONFLICT DO NOTHING;
+INSERT INTO t VALUES (1, 1, 'dup') ON CONFLICT (a, b) DO NOTHING RETURNING *;
+INSERT INTO t VALUES (1, 1, 'dup') ON CONFLICT (a, b) DO UPDATE SET n = t.n + 1, v = excluded.v RETURNING *;
+INSERT INTO t VALUES (1, 1, 'dup2') ON CONFLICT (a, b) DO UPDATE SET n = t.n + 1 RETURNING *;
+INSERT INTO t VALUES (1, 2, 'x') ON CONFLICT (a, b) DO UPDATE SET n = 9 WHERE t.n > 100 RETURNING *;
+INSERT INTO t VALUES (90, 1, 'v33') ON CONFLICT (v) DO UPDATE SET n = 77 RETURNING *;
+INSERT INTO t VALUES (90, 1, 'v34') ON CONFLICT (a, b) DO NOTHING;
+INSERT INTO t VALUES (90, 1, 'v34');
+INSERT INTO t VALUES (2, 5, 'fresh');
+INSERT INTO t VALUES (100, 1, 'p'), (100, 1, 'q') ON CONFLICT (a, b) DO UPDATE SET n = 1;
+INSERT INTO t VALUES (100, 1, 'p'), (100, 1, 'q') ON CONFLICT (a, b) DO NOTHING RETURNING *;
+INSERT INTO t SELECT a, b, v || '!', 1 FROM t WHERE a < 3 ON CONFLICT (a, b) DO UPDATE SET v = excluded.v, n = t.n + 1 RETURNING a, b, v, n;
+SELECT count(*), sum(n) FROM t;
+INSERT INTO t VALUES (NULL, 1, 'null key');
+INSERT INTO t VALUES (101, 1, NULL), (101, 2, NULL) RETURNING *;
+DELETE FROM t WHERE a = 7 AND b = 7 RETURNING v;
+INSERT INTO t VALUES (7, 7, 'v77') ON CONFLICT DO NOTHING RETURNING *;
+BEGIN;
+DELETE FROM t WHERE a = 8;
+INSERT INTO t SELECT 8, b, 'again' || b FROM generate_series(0, 9) b ON CONFLICT DO NOTHING RETURNING *;
+ROLLBACK;
+INSERT INTO t VALUES (8, 1, 'dup 8');
+SELECT * FROM t WHERE a IN (1, 2, 7, 8) ORDER BY a, b;
+CREATE TABLE d (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
+INSERT INTO d SELECT i, 'v' || i FROM generate_series(1, 100) i;
+\warm d
+UPDATE d SET id = id + 1;
+SELECT min(id), max(id), count(*) FROM d;
+\warm d
+BEGIN;
+INSERT INTO d VALUES (50, 'twice');
+SELECT count(*) FROM d WHERE id = 50;
+COMMIT;
+BEGIN;
+INSERT INTO d VALUES (50, 'twice');
+DELETE FROM d WHERE id = 50 AND v <> 'twice';
+COMMIT;
+SELECT * FROM d WHERE id BETWEEN 49 AND 51 ORDER BY id;
+CREATE TABLE e (id int PRIMARY KEY, r int4range, EXCLUDE USING gist (r WITH &&));
+INSERT INTO e SELECT i, int4range(i * 10, i * 10 + 5) FROM generate_series(1, 100) i;
+\warm e
+INSERT INTO e VALUES (200, int4range(52, 53));
+INSERT INTO e VALUES (200, int4range(57, 58)) RETURNING *;
+UPDATE e SET r = int4range(60, 62) WHERE id = 5;
+CREATE TABLE p (id int, active boolean, v text);
+CREATE UNIQUE INDEX p_active ON p (id) WHERE active;
+CREATE UNIQUE INDEX p_lower ON p (lower(v));
+INSERT INTO p SELECT i / 2, i % 2 = 0, 'Value' || i FROM generate_series(1, 100) i;
+\warm p
+INSERT INTO p VALUES (10, false, 'other');
+INSERT INTO p VALUES (10, true, 'another');
+INSERT INTO p VALUES (1000, true, 'VALUE7');
+INSERT INTO p VALUES (10, true, 'another') ON CONFLICT (id) WHERE active DO UPDATE SET v = 'merged' RETURNING *;
+INSERT INTO p VALUES (1000, true, 'VALUE9') ON CONFLICT (lower(v)) DO UPDATE SET v = 'merged 9' RETURNING *;
+CREATE TABLE nn (a int, b int, UNIQUE NULLS NOT DISTINCT (a, b));
+INSERT INTO nn VALUES (1, NULL), (2, 2), (NULL, NULL);
+\warm nn
+INSERT INTO nn VALUES (1, NULL);
+INSERT INTO nn VALUES (NULL, NULL);
+INSERT INTO nn VALUES (NULL, 1) RETURNING *;
+INSERT INTO nn VALUES (2, 2) ON CONFLICT DO NOTHING;
+SELECT * FROM nn ORDER BY a, b;

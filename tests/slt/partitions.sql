@@ -1,0 +1,68 @@
+-- A partitioned table with hot and warm partitions stays one table: pruning, row movement, attach, detach, keys.
+CREATE TABLE p (id bigint, at date, v text, n int, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
+CREATE TABLE p1 PARTITION OF p FOR VALUES FROM ('2001-01-01') TO ('2001-02-01');
+CREATE TABLE p2 PARTITION OF p FOR VALUES FROM ('2001-02-01') TO ('2001-03-01');
+CREATE TABLE p3 PARTITION OF p FOR VALUES FROM ('2001-03-01') TO ('2001-04-01');
+CREATE INDEX p_n ON p (n);
+INSERT INTO p SELECT i, date '2001-01-01' + i % 90, 'v' || i, i % 50 FROM generate_series(1, 3000) i;
+\warm p1 p2
+SELECT count(*), sum(n) FROM p;
+SELECT tableoid::regclass, count(*) FROM p GROUP BY 1 ORDER BY 1;
+SELECT at, count(*), sum(n) FROM p WHERE at BETWEEN '2001-01-20' AND '2001-02-10' GROUP BY at ORDER BY at;
+SELECT * FROM p WHERE at = '2001-01-15' AND id < 200 ORDER BY id;
+SELECT * FROM p WHERE n = 7 ORDER BY at, id LIMIT 10;
+SELECT * FROM p ORDER BY at, id LIMIT 5;
+SELECT * FROM p ORDER BY at DESC, id DESC LIMIT 5;
+INSERT INTO p VALUES (5000, '2001-01-15', 'late', 1) RETURNING tableoid::regclass, *;
+INSERT INTO p VALUES (14, '2001-01-15', 'twice', 1);
+INSERT INTO p VALUES (14, '2001-01-15', 'twice', 1) ON CONFLICT (at, id) DO UPDATE SET v = 'upserted' RETURNING *;
+INSERT INTO p VALUES (1, '2005-01-15', 'nowhere', 1);
+UPDATE p SET v = 'u' WHERE at = '2001-01-16' AND id = 15 RETURNING tableoid::regclass, *;
+UPDATE p SET at = '2001-02-20' WHERE at = '2001-01-16' AND id IN (15, 105) RETURNING tableoid::regclass, *;
+UPDATE p SET at = '2001-03-20' WHERE at = '2001-01-17' AND id < 200 RETURNING tableoid::regclass, *;
+UPDATE p SET at = '2001-01-20' WHERE at = '2001-03-20' AND id < 120 RETURNING tableoid::regclass, *;
+DELETE FROM p WHERE at = '2001-02-20' RETURNING tableoid::regclass, id;
+DELETE FROM p WHERE n = 13 AND id < 1000;
+SELECT tableoid::regclass, count(*), sum(id) FROM p GROUP BY 1 ORDER BY 1;
+MERGE INTO p USING (VALUES (14, date '2001-01-15'), (9000, date '2001-01-15')) s (id, at) ON p.id = s.id AND p.at = s.at WHEN MATCHED THEN UPDATE SET v = 'merged' WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.at, 'inserted', 0);
+SELECT * FROM p WHERE at = '2001-01-15' AND v IN ('merged', 'inserted') ORDER BY id;
+ALTER TABLE p DETACH PARTITION p1;
+SELECT count(*) FROM p;
+SELECT count(*) FROM p1;
+ALTER TABLE p ATTACH PARTITION p1 FOR VALUES FROM ('2001-01-01') TO ('2001-02-01');
+SELECT count(*) FROM p;
+CREATE TABLE p0 (id bigint, at date, v text, n int);
+INSERT INTO p0 SELECT i, date '2000-12-01' + i % 31, 'old', i FROM generate_series(1, 300) i;
+\warm p0
+ALTER TABLE p0 ALTER COLUMN id SET NOT NULL;
+ALTER TABLE p0 ALTER COLUMN at SET NOT NULL;
+ALTER TABLE p ATTACH PARTITION p0 FOR VALUES FROM ('2000-12-01') TO ('2001-01-01');
+SELECT count(*), min(at) FROM p;
+INSERT INTO p VALUES (31, '2000-12-01', 'twice', 1);
+SELECT * FROM p WHERE at = '2000-12-05' AND id = 4;
+ALTER TABLE p ADD COLUMN extra int DEFAULT 3;
+SELECT sum(extra), count(*) FROM p;
+CREATE TABLE ref (id int PRIMARY KEY, pid bigint, pat date, FOREIGN KEY (pat, pid) REFERENCES p (at, id));
+INSERT INTO ref VALUES (1, 4, '2000-12-05'), (2, 5000, '2001-01-15');
+INSERT INTO ref VALUES (3, 4, '2000-12-06');
+DELETE FROM p WHERE at = '2000-12-05' AND id = 4;
+UPDATE p SET v = 'referenced' WHERE at = '2000-12-05' AND id = 4 RETURNING *;
+TRUNCATE p2;
+SELECT tableoid::regclass, count(*) FROM p GROUP BY 1 ORDER BY 1;
+DROP TABLE p0 CASCADE;
+DROP TABLE ref;
+TRUNCATE p2;
+SELECT tableoid::regclass, count(*) FROM p GROUP BY 1 ORDER BY 1;
+DROP TABLE p2;
+SELECT tableoid::regclass, count(*) FROM p GROUP BY 1 ORDER BY 1;
+SET enable_partitionwise_aggregate = on;
+SET enable_partitionwise_join = on;
+SELECT at, count(*) FROM p WHERE n < 5 GROUP BY at ORDER BY at LIMIT 10;
+SELECT count(*) FROM p a JOIN p b USING (at, id);
+RESET ALL;
+\hot p1
+SELECT tableoid::regclass, count(*), sum(n) FROM p GROUP BY 1 ORDER BY 1;
+\always p1
+UPDATE p SET n = n + 1 WHERE at = '2001-01-15';
+DELETE FROM p WHERE at = '2001-01-18' AND n > 20;
+SELECT tableoid::regclass, count(*), sum(n) FROM p GROUP BY 1 ORDER BY 1;
