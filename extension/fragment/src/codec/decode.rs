@@ -1,0 +1,383 @@
+//! From the bytes of a chunk to a column, a dictionary, or one value.
+
+use vortex::array::arrays::dict::DictArraySlotsExt;
+use vortex::array::arrays::{Dict, PrimitiveArray, VarBinViewArray};
+use vortex::array::serde::SerializedArray;
+use vortex::array::{ArrayRef, VortexSessionExecute};
+use vortex::buffer::ByteBuffer;
+use vortex::dtype::{DType, Nullability, PType};
+use vortex::session::registry::{Id, ReadContext};
+
+use super::{Repr, SESSION, guard, text};
+use crate::column::{Column, ColumnData, Dictionary};
+use crate::nulls::NullSet;
+use crate::schema::PhysicalType;
+use crate::value::Value;
+
+/// The encodings that a fragment's arrays refer to by position.
+#[derive(Debug)]
+pub(crate) struct Context(ReadContext);
+
+impl Context {
+    pub(crate) fn new(encodings: &[String]) -> Self {
+        Self(ReadContext::new(encodings.iter().map(|e| Id::new(e)).collect::<Vec<_>>()))
+    }
+}
+
+/// A chunk whose array is parsed but not decoded.
+#[derive(Debug)]
+pub(crate) struct Lazy {
+    array: Option<ArrayRef>,
+    repr: Repr,
+    ty: PhysicalType,
+    nulls: Option<NullSet>,
+    rows: u32,
+}
+
+/// Decodes a chunk that is used only once.
+pub(crate) fn decode(
+    chunk: Vec<u8>,
+    values_len: usize,
+    repr: &Repr,
+    ty: PhysicalType,
+    rows: u32,
+    null_count: u32,
+    context: &Context,
+) -> Result<Column, String> {
+    Lazy::parse(chunk, values_len, repr, ty, rows, null_count, context)?.column()
+}
+
+impl Lazy {
+    /// Takes a chunk apart. Its checksum must have been checked.
+    pub(crate) fn parse(
+        chunk: Vec<u8>,
+        values_len: usize,
+        repr: &Repr,
+        ty: PhysicalType,
+        rows: u32,
+        null_count: u32,
+        context: &Context,
+    ) -> Result<Self, String> {
+        if values_len > chunk.len() {
+            return Err(format!("{values_len} bytes of values in a chunk of {}", chunk.len()));
+        }
+        // Vortex copies what is not aligned; what the allocator gives is aligned for all that it stores.
+        let chunk = ByteBuffer::from(chunk);
+        let (values, nulls) = (chunk.slice(..values_len), chunk.slice(values_len..));
+        let all_null = matches!(repr, Repr::Empty);
+        if all_null != (null_count == rows) || (nulls.is_empty() != (all_null || null_count == 0)) {
+            return Err(format!("{null_count} nulls of {rows} rows contradict the chunk"));
+        }
+        let nulls = match nulls.is_empty() {
+            true => None,
+            false => Some(NullSet::decode(nulls.as_slice(), rows, null_count)?),
+        };
+        let dtype = match (repr, ty) {
+            (Repr::Empty | Repr::Constant(_), _) => None,
+            (Repr::Integer { bits, .. }, ty) if ty.is_integer() || ty == PhysicalType::Bool => Some(match bits {
+                8 => PType::U8.into(),
+                16 => PType::U16.into(),
+                32 => PType::U32.into(),
+                64 => PType::U64.into(),
+                other => return Err(format!("integers of {other} bits")),
+            }),
+            (Repr::Float, PhysicalType::F32) => Some(PType::F32.into()),
+            (Repr::Float, PhysicalType::F64) => Some(PType::F64.into()),
+            (Repr::Text, ty) if ty.is_bytes() => Some(DType::Utf8(Nullability::NonNullable)),
+            (Repr::Binary, ty) if ty.is_bytes() || ty.is_integer() => Some(DType::Binary(Nullability::NonNullable)),
+            (repr, ty) => return Err(format!("representation {repr:?} of a column of type {ty:?}")),
+        };
+        let dense = (rows - null_count) as usize;
+        let array = match dtype {
+            None if values.is_empty() => None,
+            None => return Err(format!("{} bytes of values where none belong", values.len())),
+            Some(dtype) => Some(guard(|| {
+                let parts = SerializedArray::try_from(values).map_err(text)?;
+                parts.decode(&dtype, dense, &context.0, &SESSION).map_err(text)
+            })?),
+        };
+        if let Repr::Constant(v) = repr
+            && (v.is_null() || !ty.accepts(v))
+        {
+            return Err(format!("constant {v:?} in a column of type {ty:?}"));
+        }
+        Ok(Self { array, repr: repr.clone(), ty, nulls, rows })
+    }
+
+    /// The memory that this takes, apart from what decoding needs.
+    pub(crate) fn memory(&self) -> usize {
+        let array = self.array.as_ref().map_or(0, |a| a.nbytes() as usize);
+        size_of::<Self>() + array + self.nulls.as_ref().map_or(0, NullSet::memory)
+    }
+
+    /// Decodes everything.
+    pub(crate) fn column(&self) -> Result<Column, String> {
+        let nulls = self.null_rows();
+        let dense = guard(|| self.dense())?;
+        let expected = nulls.as_ref().map_or(self.rows as usize, |n| n.iter().filter(|null| !**null).count());
+        if dense.len() != expected {
+            return Err(format!("{} values instead of {expected}", dense.len()));
+        }
+        let data = match &nulls {
+            Some(nulls) => dense.spread(nulls),
+            None => dense,
+        };
+        Ok(Column { data, nulls })
+    }
+
+    fn null_rows(&self) -> Option<Vec<bool>> {
+        match (&self.repr, &self.nulls) {
+            (Repr::Empty, _) => Some(vec![true; self.rows as usize]),
+            (_, nulls) => nulls.as_ref().map(|n| n.to_bools(self.rows)),
+        }
+    }
+
+    fn dense_rows(&self) -> usize {
+        match (&self.repr, &self.nulls) {
+            (Repr::Empty, _) => 0,
+            (_, Some(n)) => n.dense(self.rows),
+            (_, None) => self.rows as usize,
+        }
+    }
+
+    /// Codes and distinct values, if the chunk is stored like that.
+    pub(crate) fn dictionary(&self) -> Result<Option<Dictionary>, String> {
+        if !self.ty.is_bytes() {
+            return Ok(None);
+        }
+        let (dense, values) = match (&self.repr, &self.array) {
+            (Repr::Empty, _) => (Vec::new(), ColumnData::with_capacity(self.ty, 0)),
+            (Repr::Constant(v), _) => (vec![0; self.dense_rows()], repeat(v, self.ty, 1)?),
+            (_, Some(array)) => {
+                let Some(dict) = array.as_opt::<Dict>() else {
+                    return Ok(None);
+                };
+                guard(|| {
+                    let codes = dict.codes().clone();
+                    if codes.dtype().is_nullable() || dict.values().dtype().is_nullable() {
+                        return Err("nulls inside a dictionary".to_string());
+                    }
+                    Ok((codes_of(codes)?, self.bytes_of(dict.values().clone())?))
+                })?
+            }
+            (_, None) => return Ok(None),
+        };
+        if dense.len() != self.dense_rows() || dense.iter().any(|c| *c as usize >= values.len()) {
+            return Err("a dictionary code that names no value".to_string());
+        }
+        let codes = match self.null_rows() {
+            None => dense,
+            Some(nulls) => {
+                let mut next = dense.into_iter();
+                nulls.iter().map(|n| if *n { Dictionary::NULL } else { next.next().unwrap_or(0) }).collect()
+            }
+        };
+        Ok(Some(Dictionary { codes, values: Column { data: values, nulls: None } }))
+    }
+
+    /// One value, decoding as little as Vortex can.
+    pub(crate) fn value(&self, row: u32) -> Result<Value, String> {
+        if row >= self.rows {
+            return Err(format!("row {row} of a block of {} rows", self.rows));
+        }
+        let null = matches!(self.repr, Repr::Empty) || self.nulls.as_ref().is_some_and(|n| n.contains(row));
+        if null {
+            return Ok(Value::Null);
+        }
+        let array = match (&self.repr, &self.array) {
+            (Repr::Constant(v), _) => return one(&repeat(v, self.ty, 1)?),
+            (_, Some(array)) => array,
+            (_, None) => return Err("chunk without values".to_string()),
+        };
+        let dense = self.nulls.as_ref().map_or(row as usize, |n| n.dense(row));
+        guard(|| {
+            let scalar = array.execute_scalar(dense, &mut SESSION.create_execution_ctx()).map_err(text)?;
+            let missing = || "a null inside an array without nulls".to_string();
+            let data = match &self.repr {
+                Repr::Integer { base, scale, .. } => {
+                    let x = scalar.as_primitive().as_::<u64>().ok_or_else(missing)?;
+                    restore(&[x], *base, *scale, self.ty)?
+                }
+                Repr::Float if self.ty == PhysicalType::F32 => {
+                    ColumnData::F32(vec![scalar.as_primitive().typed_value::<f32>().ok_or_else(missing)?])
+                }
+                Repr::Float => ColumnData::F64(vec![scalar.as_primitive().typed_value::<f64>().ok_or_else(missing)?]),
+                Repr::Text => {
+                    let v = scalar.as_utf8().value().ok_or_else(missing)?;
+                    self.bytes_from(1, v.as_str().len(), [v.as_str().as_bytes()].into_iter())?
+                }
+                _ => {
+                    let v = scalar.as_binary().value().ok_or_else(missing)?;
+                    self.bytes_from(1, v.len(), [v.as_slice()].into_iter())?
+                }
+            };
+            one(&data)
+        })
+    }
+
+    fn dense(&self) -> Result<ColumnData, String> {
+        let array = match (&self.repr, &self.array) {
+            (Repr::Constant(v), _) => return repeat(v, self.ty, self.dense_rows()),
+            (_, Some(array)) => array.clone(),
+            (_, None) => return Ok(ColumnData::with_capacity(self.ty, 0)),
+        };
+        match &self.repr {
+            Repr::Integer { base, scale, .. } => {
+                let values = primitive(array)?;
+                match values.ptype() {
+                    PType::U8 => restore(values.to_buffer::<u8>().as_slice(), *base, *scale, self.ty),
+                    PType::U16 => restore(values.to_buffer::<u16>().as_slice(), *base, *scale, self.ty),
+                    PType::U32 => restore(values.to_buffer::<u32>().as_slice(), *base, *scale, self.ty),
+                    PType::U64 => restore(values.to_buffer::<u64>().as_slice(), *base, *scale, self.ty),
+                    other => Err(format!("integers stored as {other}")),
+                }
+            }
+            Repr::Float if self.ty == PhysicalType::F32 => {
+                Ok(ColumnData::F32(primitive(array)?.to_buffer::<f32>().as_slice().to_vec()))
+            }
+            Repr::Float => Ok(ColumnData::F64(primitive(array)?.to_buffer::<f64>().as_slice().to_vec())),
+            _ => match array.as_opt::<Dict>() {
+                Some(dict) => {
+                    let codes = codes_of(dict.codes().clone())?;
+                    let values = self.bytes_of(dict.values().clone())?;
+                    if codes.iter().any(|c| *c as usize >= values.len()) {
+                        return Err("a dictionary code that names no value".to_string());
+                    }
+                    self.expand(&codes, &values)
+                }
+                None => self.bytes_of(array),
+            },
+        }
+    }
+
+    /// The values of a utf8 or binary array.
+    fn bytes_of(&self, array: ArrayRef) -> Result<ColumnData, String> {
+        let mut ctx = SESSION.create_execution_ctx();
+        let views = array.execute::<VarBinViewArray>(&mut ctx).map_err(text)?;
+        let resolved = views.resolved_views();
+        let total = resolved.views().iter().map(|v| v.len() as usize).sum();
+        self.bytes_from(resolved.len(), total, resolved.views().iter().map(|v| resolved.view_bytes(v)))
+    }
+
+    fn expand(&self, codes: &[u32], values: &ColumnData) -> Result<ColumnData, String> {
+        if let (ColumnData::I128(values), PhysicalType::Decimal { .. }) = (values, self.ty) {
+            return Ok(ColumnData::I128(codes.iter().map(|c| values[*c as usize]).collect()));
+        }
+        let total = codes.iter().map(|c| values.bytes(*c as usize).len()).sum();
+        self.bytes_from(codes.len(), total, codes.iter().map(|c| values.bytes(*c as usize)))
+    }
+
+    fn bytes_from<'a>(
+        &self,
+        rows: usize,
+        total: usize,
+        values: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<ColumnData, String> {
+        match self.ty {
+            PhysicalType::Utf8 | PhysicalType::Binary => {
+                if u32::try_from(total).is_err() {
+                    return Err(format!("{total} bytes of values in one block"));
+                }
+                let mut offsets = Vec::with_capacity(rows + 1);
+                let mut data = Vec::with_capacity(total);
+                offsets.push(0);
+                for v in values {
+                    data.extend_from_slice(v);
+                    offsets.push(data.len() as u32);
+                }
+                Ok(ColumnData::Bytes { offsets, data })
+            }
+            PhysicalType::Fixed(width) => {
+                let width = width as usize;
+                let mut data = Vec::with_capacity(total);
+                for v in values {
+                    if v.len() != width {
+                        return Err(format!("a value of {} bytes in a column of width {width}", v.len()));
+                    }
+                    data.extend_from_slice(v);
+                }
+                Ok(ColumnData::Fixed { width, data })
+            }
+            PhysicalType::Decimal { .. } => values
+                .map(|v| v.try_into().map(i128::from_le_bytes))
+                .collect::<Result<_, _>>()
+                .map(ColumnData::I128)
+                .map_err(|_| "a decimal that is not of 16 bytes".to_string()),
+            other => Err(format!("bytes in a column of type {other:?}")),
+        }
+    }
+}
+
+fn primitive(array: ArrayRef) -> Result<PrimitiveArray, String> {
+    array.execute::<PrimitiveArray>(&mut SESSION.create_execution_ctx()).map_err(text)
+}
+
+fn codes_of(codes: ArrayRef) -> Result<Vec<u32>, String> {
+    let codes = primitive(codes)?;
+    Ok(match codes.ptype() {
+        PType::U8 => codes.to_buffer::<u8>().iter().map(|c| u32::from(*c)).collect(),
+        PType::U16 => codes.to_buffer::<u16>().iter().map(|c| u32::from(*c)).collect(),
+        PType::U32 => codes.to_buffer::<u32>().as_slice().to_vec(),
+        PType::U64 => {
+            let wide = codes.to_buffer::<u64>();
+            let narrow: Result<_, _> = wide.iter().map(|c| u32::try_from(*c)).collect();
+            narrow.map_err(|_| "a dictionary code of more than 32 bits".to_string())?
+        }
+        other => return Err(format!("dictionary codes stored as {other}")),
+    })
+}
+
+/// The values `base + x * scale`, which the writer made sure the column's type can hold.
+fn restore<T: Copy + Into<u64>>(x: &[T], base: i128, scale: u64, ty: PhysicalType) -> Result<ColumnData, String> {
+    // Wrapping arithmetic on the low bits is exact for values that fit, and the checksum says that they do.
+    let low = base as u64;
+    macro_rules! narrow {
+        ($t:ty) => {
+            match scale {
+                1 => x.iter().map(|x| (*x).into().wrapping_add(low) as $t).collect(),
+                _ => x.iter().map(|x| (*x).into().wrapping_mul(scale).wrapping_add(low) as $t).collect(),
+            }
+        };
+    }
+    Ok(match ty {
+        PhysicalType::Bool => {
+            let numbers: Vec<u8> = narrow!(u8);
+            ColumnData::Bool(numbers.into_iter().map(|v| v != 0).collect())
+        }
+        PhysicalType::I16 => ColumnData::I16(narrow!(i16)),
+        PhysicalType::I32 => ColumnData::I32(narrow!(i32)),
+        PhysicalType::I64 => ColumnData::I64(narrow!(i64)),
+        PhysicalType::Decimal { .. } => ColumnData::I128(
+            x.iter().map(|x| base.wrapping_add(i128::from((*x).into()).wrapping_mul(scale.into()))).collect(),
+        ),
+        other => return Err(format!("integers in a column of type {other:?}")),
+    })
+}
+
+fn repeat(value: &Value, ty: PhysicalType, n: usize) -> Result<ColumnData, String> {
+    Ok(match (value, ty) {
+        (Value::Bool(v), PhysicalType::Bool) => ColumnData::Bool(vec![*v; n]),
+        (Value::I16(v), PhysicalType::I16) => ColumnData::I16(vec![*v; n]),
+        (Value::I32(v), PhysicalType::I32) => ColumnData::I32(vec![*v; n]),
+        (Value::I64(v), PhysicalType::I64) => ColumnData::I64(vec![*v; n]),
+        (Value::F32(v), PhysicalType::F32) => ColumnData::F32(vec![*v; n]),
+        (Value::F64(v), PhysicalType::F64) => ColumnData::F64(vec![*v; n]),
+        (Value::I128(v), PhysicalType::Decimal { .. }) => ColumnData::I128(vec![*v; n]),
+        (Value::Bytes(v), PhysicalType::Utf8 | PhysicalType::Binary) => {
+            let end = (v.len() as u64).checked_mul(n as u64).and_then(|e| u32::try_from(e).ok());
+            if end.is_none() {
+                return Err(format!("{n} times {} bytes in one block", v.len()));
+            }
+            let offsets = (0..=n).map(|i| (i * v.len()) as u32).collect();
+            ColumnData::Bytes { offsets, data: v.repeat(n) }
+        }
+        (Value::Bytes(v), PhysicalType::Fixed(width)) if v.len() == width as usize => {
+            ColumnData::Fixed { width: width as usize, data: v.repeat(n) }
+        }
+        _ => return Err(format!("constant {value:?} in a column of type {ty:?}")),
+    })
+}
+
+fn one(data: &ColumnData) -> Result<Value, String> {
+    if data.len() == 1 { Ok(data.value(0)) } else { Err(format!("{} values instead of one", data.len())) }
+}

@@ -1,0 +1,93 @@
+//! Encoding and decoding column chunks with Vortex. This is the only room that knows Vortex.
+//!
+//! A chunk holds the values of one column of one block that are not null, and the set of the rows that are:
+//!
+//! ```text
+//! ┌──────────────────────────────┬────────────────────────┐
+//! │ Vortex array, serialized     │ null rows, as Roaring  │   either may be of length zero
+//! └──────────────────────────────┴────────────────────────┘
+//! ```
+//!
+//! What the array means is in the chunk's [`Repr`] in the footer. Vortex sees unsigned integers, floats, and bytes, and
+//! never a null. Integers are reduced first: the smallest value is subtracted and the greatest common divisor of the
+//! differences divided out (timestamps with whole seconds lose 20 bits by that), and what is left is stored in the
+//! narrowest unsigned type. That is exact by construction, and decoding is one multiplication and one addition.
+//!
+//! Vortex is trusted with nothing. The writer decodes every chunk that it has encoded and compares it bit for bit; one
+//! that differs is written uncompressed. The reader checks a chunk's checksum before Vortex sees it, and a panic or error
+//! inside Vortex becomes an error.
+
+mod decode;
+mod encode;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
+use vortex::VortexSessionDefault;
+use vortex::array::session::ArraySessionExt;
+use vortex::encodings::{alp, bytebool, datetime_parts, decimal_byte_parts, fastlanes, fsst, pco, runend, sequence};
+use vortex::encodings::{sparse, zigzag, zstd};
+use vortex::session::VortexSession;
+
+pub(crate) use decode::{Context, Lazy, decode};
+pub(crate) use encode::Encoder;
+
+use crate::value::Value;
+
+/// What the Vortex array of a chunk means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Repr {
+    /// There is no array: no row has a value.
+    Empty,
+    /// There is no array: every row that is not null has this value, bit for bit.
+    Constant(Value),
+    /// Unsigned integers `x` of this many bits; the value is `base + x * scale`.
+    Integer { bits: u8, base: i128, scale: u64 },
+    /// Floats of the column's width.
+    Float,
+    /// Bytes, as a Vortex utf8 array.
+    Text,
+    /// Bytes, as a Vortex binary array. A decimal is its 16 bytes, little-endian.
+    Binary,
+}
+
+/// The edition that the default session of this Vortex release writes; recorded in every fragment.
+pub(crate) fn edition() -> String {
+    vortex::editions::DEFAULT_CORE_EDITION.to_string()
+}
+
+/// Everything that a reader may meet and a writer may use. It starts no thread and no runtime.
+static SESSION: LazyLock<VortexSession> = LazyLock::new(|| {
+    let session = <VortexSession as VortexSessionDefault>::default();
+    bytebool::initialize(&session);
+    fsst::initialize(&session);
+    zigzag::initialize(&session);
+    zstd::initialize(&session);
+    session.arrays().register(pco::Pco);
+    alp::initialize(&session);
+    datetime_parts::initialize(&session);
+    decimal_byte_parts::initialize(&session);
+    fastlanes::initialize(&session);
+    runend::initialize(&session);
+    sequence::initialize(&session);
+    sparse::initialize(&session);
+    session
+});
+
+/// Runs something of Vortex; a panic becomes an error with its message.
+fn guard<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(format!("decoder panicked: {message}"))
+    })
+}
+
+fn text(e: impl std::fmt::Display) -> String {
+    // Vortex errors carry backtraces behind the first line.
+    e.to_string().lines().next().unwrap_or_default().to_string()
+}

@@ -1,0 +1,309 @@
+//! Reading a fragment.
+//!
+//! [`Fragment::open`] reads and checks header, footer and tail, no values. A chunk is read when it is asked for, checked
+//! against its checksum, and only then given to the decoder; so damage is an error that names the block and the column,
+//! never a wrong value, and what is not damaged stays readable. Whole columns go to the caller ([`Fragment::read`]);
+//! what single rows need is kept, within bounds, for the next one.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::cache::{Cache, Item, Key};
+use crate::codec::{Context, Lazy};
+use crate::column::{Column, Dictionary};
+use crate::error::{FragmentError, Result};
+use crate::files::{FileId, read_at};
+use crate::footer::{self, Chunk, Footer, HEADER_LEN, Piece, TAIL_LEN};
+use crate::schema::Schema;
+use crate::value::Value;
+use crate::zone::Zone;
+
+/// After this many single values a chunk is decoded whole, which costs about as much.
+const SINGLE_VALUES: u32 = 16;
+
+/// Consecutive rows of a fragment that are encoded together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// The position of its first row in the fragment.
+    pub first_row: u64,
+    /// Its number of rows.
+    pub rows: u32,
+}
+
+/// A fragment open for reading. It belongs to one thread.
+#[derive(Debug)]
+pub struct Fragment {
+    pub(crate) path: PathBuf,
+    pub(crate) expected_hash: Option<String>,
+    pub(crate) footer: Footer,
+    pub(crate) body_end: u64,
+    file: FileId,
+    bytes: u64,
+    rows: u64,
+    blocks: Vec<Block>,
+    zones: Vec<Zone>,
+    context: Context,
+    cache: RefCell<Cache>,
+}
+
+/// The hash in the name of a fragment file, if it has the form of one.
+pub(crate) fn hash_of_name(path: &Path) -> Option<&str> {
+    let hash = path.file_name()?.to_str()?.strip_suffix(".frag")?;
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    (hash.len() == 64 && hash.bytes().all(digit)).then_some(hash)
+}
+
+impl Fragment {
+    /// Opens a fragment: reads and checks everything but its values.
+    ///
+    /// With a hash, the file's name must be the one that it gives. Whether the content has that hash is checked by
+    /// [`Fragment::verify`], not here.
+    pub fn open(path: &Path, expected_hash: Option<&str>) -> Result<Self> {
+        if let (Some(expected), Some(named)) = (expected_hash, hash_of_name(path))
+            && expected != named
+        {
+            return Err(FragmentError::input(format!("hash {expected} does not name {}", path.display())));
+        }
+        let id = FileId::new();
+        let file = id.open(path)?;
+        let bytes = file.metadata().map_err(|e| FragmentError::io(path, e))?.len();
+        if bytes < (HEADER_LEN + TAIL_LEN) as u64 {
+            return Err(FragmentError::damaged(path, format!("{bytes} bytes are too few for a fragment")));
+        }
+        let header = read_at(&file, path, 0, HEADER_LEN, "header")?;
+        // Most footers come with the tail, in one read.
+        let near_len = bytes.min(32 << 10) as usize;
+        let near = read_at(&file, path, bytes - near_len as u64, near_len, "tail")?;
+        let tail = &near[near_len - TAIL_LEN..];
+        let place = footer::locate(path, &header, tail, bytes)?;
+        let footer_len = usize::try_from(place.end - place.start)
+            .map_err(|_| FragmentError::damaged(path, "tail: impossible length of the footer"))?;
+        let far;
+        let encoded = match near_len.checked_sub(TAIL_LEN + footer_len) {
+            Some(start) => &near[start..near_len - TAIL_LEN],
+            None => {
+                far = read_at(&file, path, place.start, footer_len, "footer")?;
+                &far
+            }
+        };
+        let footer = Footer::decode(path, &header, encoded, tail, place.start)?;
+        let mut blocks = Vec::with_capacity(footer.blocks.len());
+        let mut first_row = 0;
+        for rows in &footer.blocks {
+            blocks.push(Block { first_row, rows: *rows });
+            first_row += u64::from(*rows);
+        }
+        let zones = footer.columns.iter().filter_map(|chunks| {
+            let (first, rest) = chunks.split_first()?;
+            Some(rest.iter().fold(first.zone.clone(), |z, c| z.merge(&c.zone)))
+        });
+        Ok(Self {
+            path: path.to_path_buf(),
+            expected_hash: expected_hash.map(str::to_string),
+            zones: zones.collect(),
+            body_end: place.start,
+            context: Context::new(&footer.encodings),
+            file: id,
+            bytes,
+            rows: footer.rows(),
+            blocks,
+            footer,
+            cache: RefCell::default(),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its columns and keys.
+    pub fn schema(&self) -> &Schema {
+        &self.footer.schema
+    }
+
+    /// The edition of Vortex that it is encoded with.
+    pub fn edition(&self) -> &str {
+        &self.footer.edition
+    }
+
+    /// Its number of rows.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The length of the file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its blocks, in the order of rows.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// The block of a row and the row's position in it, or `None` if there is no such row.
+    pub fn block_of(&self, row: u64) -> Option<(usize, u32)> {
+        let block = self.blocks.partition_point(|b| b.first_row <= row).checked_sub(1)?;
+        let b = self.blocks.get(block)?;
+        let inside = row - b.first_row;
+        (inside < u64::from(b.rows)).then_some((block, inside as u32))
+    }
+
+    /// The zone of a column in a block.
+    ///
+    /// # Panics
+    /// When there is no such block or column.
+    pub fn zone(&self, block: usize, col: usize) -> &Zone {
+        &self.footer.columns[col][block].zone
+    }
+
+    /// The zone of a column over the whole fragment.
+    ///
+    /// # Panics
+    /// When there is no such column.
+    pub fn fragment_zone(&self, col: usize) -> &Zone {
+        &self.zones[col]
+    }
+
+    /// The bytes that a column of a block takes in the file.
+    pub fn chunk_bytes(&self, block: usize, col: usize) -> Result<u64> {
+        Ok(self.chunk(block, col)?.piece.len)
+    }
+
+    /// Reads and decodes a column of a block.
+    pub fn read(&self, block: usize, col: usize) -> Result<Column> {
+        if let Some(Item::Column(c)) = self.cache.borrow_mut().get(Key::Column(block, col)) {
+            return Ok((*c).clone());
+        }
+        match self.cached_chunk(block, col) {
+            Some(chunk) => chunk.0.column(),
+            None => self.load(block, col)?.column(),
+        }
+        .map_err(|e| self.damaged_chunk(block, col, &e))
+    }
+
+    /// A column of a block, kept for the next time that it or a value of it is asked for.
+    pub fn column(&self, block: usize, col: usize) -> Result<Rc<Column>> {
+        let key = Key::Column(block, col);
+        if let Some(Item::Column(c)) = self.cache.borrow_mut().get(key) {
+            return Ok(c);
+        }
+        let column = Rc::new(self.read(block, col)?);
+        let mut cache = self.cache.borrow_mut();
+        cache.remove(Key::Chunk(block, col));
+        cache.put(key, Item::Column(Rc::clone(&column)));
+        Ok(column)
+    }
+
+    /// Reads a column of a block as codes into its distinct values; `None` if it is not stored like that.
+    pub fn read_dictionary(&self, block: usize, col: usize) -> Result<Option<Dictionary>> {
+        match self.cached_chunk(block, col) {
+            Some(chunk) => chunk.0.dictionary(),
+            None => self.load(block, col)?.dictionary(),
+        }
+        .map_err(|e| self.damaged_chunk(block, col, &e))
+    }
+
+    /// One value. Reads one chunk, which is kept.
+    pub fn value(&self, block: usize, col: usize, row_in_block: u32) -> Result<Value> {
+        let rows = self.blocks.get(block).map_or(0, |b| b.rows);
+        if row_in_block >= rows {
+            return Err(FragmentError::input(format!("row {row_in_block} of block {block}, which has {rows}")));
+        }
+        let kept = self.cache.borrow_mut().get(Key::Column(block, col));
+        if let Some(Item::Column(c)) = kept {
+            return Ok(c.value(row_in_block as usize));
+        }
+        let chunk = match self.cached_chunk(block, col) {
+            Some(chunk) => chunk,
+            None => {
+                let chunk = Rc::new((self.load(block, col)?, Cell::new(0)));
+                self.cache.borrow_mut().put(Key::Chunk(block, col), Item::Chunk(Rc::clone(&chunk)));
+                chunk
+            }
+        };
+        chunk.1.set(chunk.1.get() + 1);
+        if chunk.1.get() > SINGLE_VALUES {
+            return Ok(self.column(block, col)?.value(row_in_block as usize));
+        }
+        chunk.0.value(row_in_block).map_err(|e| self.damaged_chunk(block, col, &e))
+    }
+
+    /// The memory that the fragment takes: its footer, and what it keeps of its values.
+    pub fn memory_bytes(&self) -> usize {
+        let chunks = self.footer.columns.iter().flatten();
+        let footer: usize = chunks.map(|c| size_of::<Chunk>() + c.zone.memory()).sum();
+        footer + self.cache.borrow().bytes()
+    }
+
+    /// Forgets what was kept of values.
+    pub fn clear_cache(&self) {
+        *self.cache.borrow_mut() = Cache::default();
+    }
+
+    /// The filter of a key (by position among the filters) and block.
+    pub(crate) fn filter(&self, filter: usize, block: usize) -> Result<Rc<Vec<u8>>> {
+        let key = Key::Filter(filter, block);
+        if let Some(Item::Filter(f)) = self.cache.borrow_mut().get(key) {
+            return Ok(f);
+        }
+        let piece = self.footer.filters.get(filter).and_then(|f| f.blocks.get(block));
+        let piece = piece.ok_or_else(|| FragmentError::input(format!("filter {filter} of block {block}")))?;
+        let bytes = Rc::new(self.piece(piece, &format!("filter {filter} of block {block}"))?);
+        self.cache.borrow_mut().put(key, Item::Filter(Rc::clone(&bytes)));
+        Ok(bytes)
+    }
+
+    fn cached_chunk(&self, block: usize, col: usize) -> Option<Rc<(Lazy, Cell<u32>)>> {
+        match self.cache.borrow_mut().get(Key::Chunk(block, col)) {
+            Some(Item::Chunk(c)) => Some(c),
+            _ => None,
+        }
+    }
+
+    fn chunk(&self, block: usize, col: usize) -> Result<&Chunk> {
+        self.footer.columns.get(col).and_then(|c| c.get(block)).ok_or_else(|| {
+            let (columns, blocks) = (self.footer.columns.len(), self.blocks.len());
+            FragmentError::input(format!("column {col} of {columns}, block {block} of {blocks}"))
+        })
+    }
+
+    /// Reads a chunk and checks it.
+    pub(crate) fn load(&self, block: usize, col: usize) -> Result<Lazy> {
+        let chunk = self.chunk(block, col)?;
+        let bytes = self.piece(&chunk.piece, &self.name_chunk(block, col))?;
+        let ty = self.footer.schema.columns[col].ty;
+        let (values_len, nulls) = (chunk.values_len as usize, chunk.zone.null_count);
+        Lazy::parse(bytes, values_len, &chunk.repr, ty, chunk.zone.rows, nulls, &self.context)
+            .map_err(|e| self.damaged_chunk(block, col, &e))
+    }
+
+    fn piece(&self, piece: &Piece, what: &str) -> Result<Vec<u8>> {
+        if piece.len == 0 {
+            return Ok(Vec::new());
+        }
+        let file = self.file.open(&self.path)?;
+        let len = usize::try_from(piece.len).map_err(|_| FragmentError::damaged(&self.path, what))?;
+        let bytes = read_at(&file, &self.path, piece.offset, len, what)?;
+        let found = crc32c::crc32c(&bytes);
+        if found != piece.crc32c {
+            let what = format!("{what}: checksum {found:08x} instead of {:08x}", piece.crc32c);
+            return Err(FragmentError::damaged(&self.path, what));
+        }
+        Ok(bytes)
+    }
+
+    fn name_chunk(&self, block: usize, col: usize) -> String {
+        format!("column {:?} of block {block}", self.footer.schema.columns[col].name)
+    }
+
+    pub(crate) fn damaged_chunk(&self, block: usize, col: usize, e: &str) -> FragmentError {
+        FragmentError::damaged(&self.path, format!("{}: {e}", self.name_chunk(block, col)))
+    }
+
+    pub(crate) fn open_file(&self) -> Result<Rc<std::fs::File>> {
+        self.file.open(&self.path)
+    }
+}

@@ -1,0 +1,244 @@
+//! Writing a fragment: sort, encode, write, make durable, give it its name.
+//!
+//! The order of steps is what a crash may interrupt. The file is written under a temporary name, synchronized, renamed to
+//! the name that its hash gives, and the folders are synchronized. So a file under a final name is whole and durable as
+//! soon as [`write`] has returned, and a crash before leaves at most a temporary file. Two writers of the same content
+//! end at the same name; either rename leaves the same bytes there.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::builder::{BuilderOptions, ColumnBuilder};
+use crate::codec::{self, Encoder};
+use crate::error::{FragmentError, Result};
+use crate::filter::{self, KeyHasher};
+use crate::footer::{self, Chunk, FORMAT_VERSION, Footer, KeyFilter, Piece};
+use crate::schema::Schema;
+use crate::zone::Zone;
+
+/// How the names of files that are being written end.
+pub const TEMPORARY_SUFFIX: &str = ".frag.tmp";
+
+/// A fragment that is on stable storage.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The BLAKE3 of the file, in lower-case hexadecimal.
+    pub hash: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// Its number of rows.
+    pub rows: u64,
+    /// For each position in the fragment, the row of the builder that is there.
+    pub order: Vec<u32>,
+}
+
+/// Where the fragment with this hash is below `dir`.
+pub fn fragment_path(dir: &Path, hash: &str) -> PathBuf {
+    dir.join(hash.get(..2).unwrap_or(hash)).join(format!("{hash}.frag"))
+}
+
+pub(crate) fn write(
+    dir: &Path,
+    schema: Schema,
+    options: &BuilderOptions,
+    columns: Vec<ColumnBuilder>,
+    rows: usize,
+) -> Result<Written> {
+    let order = sort(&schema, &columns, rows);
+    let blocks = cut(options, &columns, &order);
+    make_folder(dir)?;
+    let mut out = Output::create(dir)?;
+    out.put(&footer::header())?;
+
+    let hashes = key_hashes(&schema, &columns, &order);
+    let encoder = Encoder::new();
+    let mut chunks = Vec::with_capacity(columns.len());
+    for (column, spec) in columns.into_iter().zip(&schema.columns) {
+        let mut of_column = Vec::with_capacity(blocks.len());
+        for block in &blocks {
+            let values = column.gather(&order[block.clone()]);
+            let encoded = encoder.encode(&values, spec.ty).map_err(|what| FragmentError::Encode {
+                path: dir.to_path_buf(),
+                column: spec.name.clone(),
+                what,
+            })?;
+            of_column.push(Chunk {
+                piece: out.piece(&encoded.bytes)?,
+                values_len: (encoded.bytes.len() - encoded.nulls_len) as u64,
+                repr: encoded.repr,
+                zone: Zone::of(&values),
+            });
+        }
+        chunks.push(of_column);
+    }
+    let mut filters = Vec::with_capacity(hashes.len());
+    for (key, of_key) in hashes {
+        let pieces = blocks.iter().map(|block| {
+            let live: Vec<u64> = of_key[block.clone()].iter().flatten().copied().collect();
+            out.piece(&filter::build(&live))
+        });
+        filters.push(KeyFilter { key, blocks: pieces.collect::<Result<_>>()? });
+    }
+    let footer = Footer {
+        version: FORMAT_VERSION,
+        edition: codec::edition(),
+        encodings: encoder.encodings(),
+        schema,
+        blocks: blocks.iter().map(|b| b.len() as u32).collect(),
+        columns: chunks,
+        filters,
+    };
+    let footer = footer.encode().map_err(|what| FragmentError::input(format!("footer: {what}")))?;
+    out.put(&footer)?;
+    out.put(&footer::tail(&footer))?;
+    let (hash, path, bytes) = out.publish(dir)?;
+    Ok(Written { hash, path, bytes, rows: rows as u64, order })
+}
+
+/// The order of rows: by the sort key, rows with equal keys as they came.
+fn sort(schema: &Schema, columns: &[ColumnBuilder], rows: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..rows as u32).collect();
+    let key: Vec<&ColumnBuilder> = schema.sort_key.iter().map(|c| &columns[*c]).collect();
+    if !key.is_empty() {
+        order.sort_by(|a, b| {
+            key.iter().map(|c| c.compare(*a as usize, *b as usize)).find(|o| o.is_ne()).unwrap_or(a.cmp(b))
+        });
+    }
+    order
+}
+
+/// Cuts the ordered rows into blocks. A block has at least one row, whatever its size.
+fn cut(options: &BuilderOptions, columns: &[ColumnBuilder], order: &[u32]) -> Vec<std::ops::Range<usize>> {
+    let wide: Vec<&ColumnBuilder> = columns.iter().filter(|c| c.ty().is_bytes()).collect();
+    let limit = options.block_bytes.min(1 << 30);
+    let mut blocks = Vec::new();
+    let mut start = 0;
+    let mut sizes = vec![0usize; wide.len()];
+    for (i, row) in order.iter().enumerate() {
+        let full = i - start == options.block_rows as usize;
+        let wider = |(size, c): (&usize, &&ColumnBuilder)| size.saturating_add(c.row_bytes(*row as usize)) > limit;
+        if i > start && (full || sizes.iter().zip(&wide).any(wider)) {
+            blocks.push(start..i);
+            start = i;
+            sizes.fill(0);
+        }
+        for (size, c) in sizes.iter_mut().zip(&wide) {
+            *size += c.row_bytes(*row as usize);
+        }
+    }
+    blocks.push(start..order.len());
+    blocks
+}
+
+/// For each key with filters, the hash of each row in fragment order; `None` where the key has a null.
+fn key_hashes(schema: &Schema, columns: &[ColumnBuilder], order: &[u32]) -> Vec<(usize, Vec<Option<u64>>)> {
+    schema
+        .filtered_keys()
+        .map(|k| {
+            let key: Vec<&ColumnBuilder> = schema.keys[k].columns.iter().map(|c| &columns[*c]).collect();
+            let of_row = |row: &u32| {
+                let row = *row as usize;
+                let mut h = KeyHasher::new();
+                let fed = key.iter().all(|c| match c.ty().is_bytes() && !c.is_null(row) {
+                    true => h.bytes(c.bytes(row)),
+                    false => h.feed(&c.value(row)),
+                });
+                fed.then(|| h.finish())
+            };
+            (k, order.iter().map(of_row).collect())
+        })
+        .collect()
+}
+
+/// A file that is being written. Dropping it before it has its name removes it.
+struct Output {
+    temporary: PathBuf,
+    file: Option<BufWriter<File>>,
+    hasher: blake3::Hasher,
+    len: u64,
+}
+
+impl Output {
+    fn create(dir: &Path) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            let temporary = dir.join(format!("{}-{n}{TEMPORARY_SUFFIX}", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary) {
+                Ok(file) => {
+                    let file = Some(BufWriter::with_capacity(1 << 20, file));
+                    return Ok(Self { temporary, file, hasher: blake3::Hasher::new(), len: 0 });
+                }
+                // Left by a crashed process that had the same id.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(FragmentError::io(&temporary, e)),
+            }
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            file.write_all(bytes).map_err(|e| FragmentError::io(&self.temporary, e))?;
+        }
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn piece(&mut self, bytes: &[u8]) -> Result<Piece> {
+        let piece = Piece { offset: self.len, len: bytes.len() as u64, crc32c: crc32c::crc32c(bytes) };
+        self.put(bytes)?;
+        Ok(piece)
+    }
+
+    /// Makes the content durable and gives it its name.
+    fn publish(mut self, dir: &Path) -> Result<(String, PathBuf, u64)> {
+        let failed = |e| FragmentError::io(&self.temporary, e);
+        if let Some(file) = self.file.take() {
+            let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
+            file.sync_all().map_err(failed)?;
+        }
+        let hash = self.hasher.finalize().to_hex().to_string();
+        let path = fragment_path(dir, &hash);
+        let folder = path.parent().unwrap_or(dir);
+        make_folder(folder)?;
+        // Content that is there already is replaced by the same, or by the right one if it was damaged.
+        fs::rename(&self.temporary, &path).map_err(|e| FragmentError::io(&path, e))?;
+        self.temporary = PathBuf::new();
+        sync_folder(folder)?;
+        sync_folder(dir)?;
+        Ok((hash, path, self.len))
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.temporary.as_os_str().is_empty() {
+            drop(self.file.take());
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| FragmentError::io(path, e))
+}
+
+/// Makes a folder and those above it, each durable in its parent.
+fn make_folder(path: &Path) -> Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    make_folder(parent)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => Err(FragmentError::io(path, e)),
+        _ if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
+        _ => sync_folder(parent),
+    }
+}
