@@ -54,6 +54,11 @@ impl Options {
         self
     }
 
+    /// Archives WAL (once an archive command is set); segments stay small so that archiving has something to do.
+    pub fn archiving(self) -> Self {
+        self.set("archive_mode", "on").set("archive_timeout", "60")
+    }
+
     /// Puts the store somewhere else.
     pub fn store(mut self, path: &Path) -> Self {
         self.store = Some(path.to_path_buf());

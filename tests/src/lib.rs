@@ -13,6 +13,7 @@
 //! and removed when its value is dropped, after a panic too (then its log is printed first; `STRATA_KEEP=1` leaves
 //! the directory). Expected results come from a heap table that got the same statements, never from the code under test.
 
+pub mod checks;
 pub mod cluster;
 pub mod flights;
 pub mod pgbench;

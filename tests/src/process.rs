@@ -118,10 +118,10 @@ pub fn descendants(pid: i32) -> Vec<i32> {
     let mut parents = Vec::new();
     if let Ok(entries) = fs::read_dir("/proc") {
         for entry in entries.flatten() {
-            if let Ok(p) = entry.file_name().to_string_lossy().parse::<i32>() {
-                if let Some((parent, _)) = stat(p) {
-                    parents.push((p, parent));
-                }
+            if let Ok(p) = entry.file_name().to_string_lossy().parse::<i32>()
+                && let Some((parent, _)) = stat(p)
+            {
+                parents.push((p, parent));
             }
         }
     }

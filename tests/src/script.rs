@@ -164,6 +164,7 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
             drop(cluster.create_database(&database)?);
         }
         Ok(Side {
+            kind,
             cluster,
             database,
             sessions: BTreeMap::new(),

@@ -52,14 +52,17 @@ impl Strata {
         give_to_server(repository)?;
         let config = cluster.dir().join("strata.toml");
         let text = format!(
-            "system = \"test\"\n\
-             member = \"one\"\n\n\
-             [postgres]\n\
-             dsn = \"host={} port={} user=postgres dbname=postgres\"\n\n\
+            "system = \"test\"\n\n\
+             [member]\n\
+             name = \"one\"\n\
+             conninfo = \"{}\"\n\
+             data_directory = \"{}\"\n\
+             bin_directory = \"{}\"\n\n\
              [repository]\n\
              path = \"{}\"\n",
-            cluster.dir().display(),
-            cluster.port(),
+            cluster.dsn("postgres"),
+            cluster.data().display(),
+            process::pg_config("bindir")?.display(),
             repository.display()
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;

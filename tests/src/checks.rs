@@ -1,0 +1,85 @@
+//! What must hold at any quiet moment, whatever happened before.
+
+use crate::cluster::Cluster;
+use crate::twin;
+use anyhow::{Context, Result, bail};
+use postgres::Client;
+use std::collections::BTreeSet;
+
+/// The SQLSTATE of an error; empty when the connection was lost.
+pub fn sqlstate(error: &postgres::Error) -> String {
+    error.code().map(|c| c.code().to_owned()).unwrap_or_default()
+}
+
+/// Runs SQL that must fail; gives SQLSTATE and the whole error with DETAIL and HINT.
+pub fn failure(client: &mut Client, sql: &str) -> Result<(String, String)> {
+    match client.batch_execute(sql) {
+        Ok(()) => bail!("this should have failed: {sql}"),
+        Err(error) => {
+            let text = error.as_db_error().map_or_else(
+                || error.to_string(),
+                |e| {
+                    format!(
+                        "{}\n{}\n{}",
+                        e.message(),
+                        e.detail().unwrap_or(""),
+                        e.hint().unwrap_or("")
+                    )
+                },
+            );
+            Ok((sqlstate(&error), text))
+        }
+    }
+}
+
+/// Nothing lost, nothing orphaned: after a sweep the store has exactly the files that the catalog of the database
+/// `postgres` names, and nothing half-written.
+pub fn store_is_exact(cluster: &Cluster) -> Result<()> {
+    let mut client = cluster.connect()?;
+    client.execute("SELECT strata.sweep()", &[]).context("sweep")?;
+    let named: BTreeSet<String> = client
+        .query("SELECT DISTINCT hash FROM strata.fragment", &[])?
+        .iter()
+        .map(|r| r.get(0))
+        .collect();
+    let present: BTreeSet<String> = cluster
+        .fragment_files()
+        .iter()
+        .filter_map(|f| f.file_stem().map(|s| s.to_string_lossy().into_owned()))
+        .collect();
+    let lost: Vec<_> = named.difference(&present).collect();
+    let orphans: Vec<_> = present.difference(&named).collect();
+    if !lost.is_empty() || !orphans.is_empty() {
+        bail!("the store does not match the catalog: lost {lost:?}, orphaned {orphans:?}");
+    }
+    let stray = cluster.stray_files();
+    if !stray.is_empty() {
+        bail!("files that nobody owns are left in the store: {stray:?}");
+    }
+    Ok(())
+}
+
+/// The key of `table` is still unique and found by its index: every row is found by its own key, and an index scan and
+/// a full scan count the same.
+pub fn key_is_exact(client: &mut Client, table: &str, key: &str) -> Result<()> {
+    let full = twin::value(
+        client,
+        &format!("SELECT count(*) || ' ' || count(DISTINCT {key}) FROM {table}"),
+    )?;
+    let (rows, keys) = full.split_once(' ').context("two numbers")?;
+    if rows != keys {
+        bail!("{table} has {rows} rows but {keys} different values of {key}");
+    }
+    client.batch_execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off")?;
+    let found = twin::value(
+        client,
+        &format!("SELECT count(*) FROM {table} a WHERE EXISTS (SELECT 1 FROM {table} b WHERE b.{key} = a.{key})"),
+    );
+    let through = twin::value(client, &format!("SELECT count(*) FROM {table} WHERE {key} IS NOT NULL"));
+    client.batch_execute("RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin")?;
+    let (found, through) = (found?, through?);
+    if found != rows || through != rows {
+        bail!("{table} has {rows} rows; {found} are found by their key, an index scan counts {through}");
+    }
+    Ok(())
+}

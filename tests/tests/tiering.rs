@@ -1,0 +1,173 @@
+//! Policies, partitions made ahead, the background worker, and what the views say.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::time::Duration;
+use strata_tests::process::wait_for;
+use strata_tests::{Cluster, Options, checks, twin};
+
+/// A partitioned table with six old months, and its twin.
+const EVENTS: &str = "
+    CREATE TABLE events (id bigint, at timestamptz, v text, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
+    DO $$
+    DECLARE m date;
+    BEGIN
+      FOR i IN 0..6 LOOP
+        m := date_trunc('month', now())::date - make_interval(months => i);
+        EXECUTE format('CREATE TABLE events_%s PARTITION OF events FOR VALUES FROM (%L) TO (%L)', to_char(m, 'YYYYMM'), m, m + interval '1 month');
+      END LOOP;
+    END $$;
+    INSERT INTO events SELECT i, date_trunc('month', now()) - make_interval(days => i % 150), 'event ' || i FROM generate_series(1, 20000) i;
+    CREATE TABLE twin AS TABLE events;
+    ANALYZE events;";
+
+#[test]
+fn a_policy_moves_what_is_old_and_makes_partitions_ahead() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(EVENTS).unwrap();
+    let partitions = |c: &mut postgres::Client| -> i64 {
+        c.query_one(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass",
+            &[],
+        )
+        .unwrap()
+        .get(0)
+    };
+    assert_eq!(partitions(&mut c), 7);
+    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days', partition_by => '1 month', ahead => 3)")
+        .unwrap();
+    c.batch_execute("CALL strata.run_policies()").unwrap();
+    assert_eq!(partitions(&mut c), 10, "three months ahead");
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+    let tiers = twin::rows(
+        &mut c,
+        "SELECT partition::text, tier, rows, warm_bytes, compression FROM strata.partitions ORDER BY 1",
+    )
+    .unwrap();
+    let warm = tiers.iter().filter(|r| r[1].as_deref() == Some("warm")).count();
+    assert!(
+        (4..=5).contains(&warm),
+        "months that ended more than 60 days ago: {tiers:#?}"
+    );
+    for row in tiers
+        .iter()
+        .filter(|r| r[1].as_deref() == Some("warm") && r[2].as_deref() != Some("0"))
+    {
+        assert!(row[3].as_ref().unwrap().parse::<i64>().unwrap() > 0, "{row:?}");
+        assert!(row[4].as_ref().unwrap().parse::<f64>().unwrap() > 1.0, "{row:?}");
+    }
+    let moves = twin::value(
+        &mut c,
+        "SELECT count(*) FROM strata.jobs WHERE kind = 'move' AND state = 'done'",
+    )
+    .unwrap();
+    assert!(
+        moves.parse::<usize>().unwrap() >= warm,
+        "{moves} moves for {warm} partitions"
+    );
+    c.batch_execute("CALL strata.run_policies()").unwrap();
+    let again = twin::value(&mut c, "SELECT count(*) FROM strata.jobs WHERE kind = 'move'").unwrap();
+    assert_eq!(again, moves, "a second run finds nothing to do");
+    c.batch_execute("SELECT strata.unmanage('events')").unwrap();
+    assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.policy").unwrap(), "0");
+    checks::store_is_exact(&cluster).unwrap();
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+}
+
+#[test]
+fn the_background_worker_runs_policies_by_itself() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "1")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(EVENTS).unwrap();
+    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days')")
+        .unwrap();
+    wait_for("the worker to move partitions", Duration::from_secs(60), || {
+        twin::value(&mut c, "SELECT count(*) FROM strata.partitions WHERE tier = 'warm'")
+            .is_ok_and(|n| n.parse::<i32>().unwrap() >= 4)
+    })
+    .unwrap();
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+}
+
+#[test]
+fn late_rows_go_to_warm_partitions_and_stay_there() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(EVENTS).unwrap();
+    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days'); CALL strata.run_policies()")
+        .unwrap();
+    for t in ["events", "twin"] {
+        c.batch_execute(&format!(
+            "INSERT INTO {t} SELECT i, date_trunc('month', now()) - make_interval(days => i % 150), 'late ' || i FROM generate_series(30001, 30500) i;
+             UPDATE {t} SET v = 'changed' WHERE id % 97 = 0;
+             DELETE FROM {t} WHERE id % 89 = 0"
+        ))
+        .unwrap();
+    }
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+    c.batch_execute("CALL strata.run_policies(); VACUUM ANALYZE events")
+        .unwrap();
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+    assert_eq!(
+        checks::failure(&mut c, "INSERT INTO events SELECT * FROM events WHERE id = 30001")
+            .unwrap()
+            .0,
+        "23505",
+        "the key holds over both tiers"
+    );
+    checks::store_is_exact(&cluster).unwrap();
+}
+
+#[test]
+fn set_access_method_moves_a_table_both_ways() {
+    let cluster = Cluster::start().unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute("CREATE TABLE w (id int PRIMARY KEY, v text); INSERT INTO w SELECT i, md5(i::text) FROM generate_series(1, 5000) i; CREATE TABLE h AS TABLE w").unwrap();
+    c.batch_execute("ALTER TABLE w SET ACCESS METHOD warm").unwrap();
+    assert!(!cluster.fragment_files().is_empty(), "rows are in fragments");
+    twin::assert_same(&mut c, "w", "h").unwrap();
+    c.batch_execute(
+        "UPDATE w SET v = 'x' WHERE id = 7; UPDATE h SET v = 'x' WHERE id = 7; ALTER TABLE w SET ACCESS METHOD heap",
+    )
+    .unwrap();
+    twin::assert_same(&mut c, "w", "h").unwrap();
+    checks::store_is_exact(&cluster).unwrap();
+    assert!(cluster.fragment_files().is_empty(), "a hot table has no fragments");
+    c.batch_execute("BEGIN; ALTER TABLE w SET ACCESS METHOD warm; ROLLBACK")
+        .unwrap();
+    twin::assert_same(&mut c, "w", "h").unwrap();
+    checks::store_is_exact(&cluster).unwrap();
+    c.batch_execute("CREATE TABLE n (id int PRIMARY KEY, v text) USING warm; INSERT INTO n SELECT * FROM h")
+        .unwrap();
+    twin::assert_same(&mut c, "n", "h").unwrap();
+}
+
+#[test]
+fn explain_says_what_was_pruned() {
+    let cluster = Cluster::start().unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(
+        "SET strata.fragment_rows = 10000; SET max_parallel_workers_per_gather = 0;
+         CREATE TABLE w (id int PRIMARY KEY, d date, v text);
+         INSERT INTO w SELECT i, date '2001-01-01' + i / 100, md5(i::text) FROM generate_series(1, 50000) i;
+         SELECT strata.to_warm('w'); ANALYZE w",
+    )
+    .unwrap();
+    let plan = twin::plan(
+        &mut c,
+        "SELECT sum(length(v)) FROM w WHERE d BETWEEN '2001-02-01' AND '2001-02-03'",
+    )
+    .unwrap();
+    assert!(plan.contains("Custom Scan (WarmScan)"), "{plan}");
+    let lines: Vec<String> = twin::rows(
+        &mut c,
+        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT sum(length(v)) FROM w WHERE d BETWEEN '2001-02-01' AND '2001-02-03'",
+    )
+    .unwrap()
+    .into_iter()
+    .filter_map(|r| r[0].clone())
+    .collect();
+    let said = lines.join("\n").to_lowercase();
+    assert!(said.contains("fragments") && said.contains("pruned"), "{said}");
+    assert!(said.contains("blocks"), "{said}");
+}
