@@ -172,6 +172,11 @@ impl Fragment {
         Ok(self.chunk(block, col)?.piece.len)
     }
 
+    /// How a column of a block is encoded, for people.
+    pub fn describe_chunk(&self, block: usize, col: usize) -> Result<String> {
+        Ok(self.load(block, col)?.describe())
+    }
+
     /// Reads and decodes a column of a block.
     pub fn read(&self, block: usize, col: usize) -> Result<Column> {
         if let Some(Item::Column(c)) = self.cache.borrow_mut().get(Key::Column(block, col)) {

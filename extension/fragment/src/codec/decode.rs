@@ -110,6 +110,25 @@ impl Lazy {
         size_of::<Self>() + array + self.nulls.as_ref().map_or(0, NullSet::memory)
     }
 
+    /// How the chunk is encoded, for people.
+    pub(crate) fn describe(&self) -> String {
+        fn tree(array: &ArrayRef) -> String {
+            let children: Vec<String> = array.children_iter().map(tree).collect();
+            let inner = if children.is_empty() { String::new() } else { format!("({})", children.join(", ")) };
+            format!("{}{inner}", array.encoding_id().as_str())
+        }
+        let repr = match &self.repr {
+            Repr::Empty => "empty".to_string(),
+            Repr::Constant(_) => "constant".to_string(),
+            Repr::Integer { bits, scale: 1, .. } => format!("integer of {bits} bits"),
+            Repr::Integer { bits, scale, .. } => format!("integer of {bits} bits times {scale}"),
+            Repr::Float => "float".to_string(),
+            Repr::Text => "text".to_string(),
+            Repr::Binary => "binary".to_string(),
+        };
+        self.array.as_ref().map_or(repr.clone(), |a| format!("{repr}: {}", tree(a)))
+    }
+
     /// Decodes everything.
     pub(crate) fn column(&self) -> Result<Column, String> {
         let nulls = self.null_rows();
@@ -162,9 +181,7 @@ impl Lazy {
             }
             (_, None) => return Ok(None),
         };
-        if dense.len() != self.dense_rows() || dense.iter().any(|c| *c as usize >= values.len()) {
-            return Err("a dictionary code that names no value".to_string());
-        }
+        check_codes(&dense, self.dense_rows(), &values)?;
         let codes = match self.null_rows() {
             None => dense,
             Some(nulls) => {
@@ -240,9 +257,7 @@ impl Lazy {
                 Some(dict) => {
                     let codes = codes_of(dict.codes().clone())?;
                     let values = self.bytes_of(dict.values().clone())?;
-                    if codes.iter().any(|c| *c as usize >= values.len()) {
-                        return Err("a dictionary code that names no value".to_string());
-                    }
+                    check_codes(&codes, self.dense_rows(), &values)?;
                     self.expand(&codes, &values)
                 }
                 None => self.bytes_of(array),
@@ -263,8 +278,16 @@ impl Lazy {
         if let (ColumnData::I128(values), PhysicalType::Decimal { .. }) = (values, self.ty) {
             return Ok(ColumnData::I128(codes.iter().map(|c| values[*c as usize]).collect()));
         }
-        let total = codes.iter().map(|c| values.bytes(*c as usize).len()).sum();
-        self.bytes_from(codes.len(), total, codes.iter().map(|c| values.bytes(*c as usize)))
+        let lens: Vec<u32> = (0..values.len()).map(|i| values.bytes(i).len() as u32).collect();
+        let total: u64 = codes.iter().map(|c| u64::from(lens[*c as usize])).sum();
+        if u32::try_from(total).is_err() {
+            return Err(format!("{total} bytes of values in one block"));
+        }
+        match (self.ty, lens.iter().max()) {
+            (PhysicalType::Utf8 | PhysicalType::Binary, Some(0..=16)) => Ok(expand_short::<16>(codes, &lens, values)),
+            (PhysicalType::Utf8 | PhysicalType::Binary, Some(17..=32)) => Ok(expand_short::<32>(codes, &lens, values)),
+            _ => self.bytes_from(codes.len(), total as usize, codes.iter().map(|c| values.bytes(*c as usize))),
+        }
     }
 
     fn bytes_from<'a>(
@@ -306,6 +329,36 @@ impl Lazy {
             other => Err(format!("bytes in a column of type {other:?}")),
         }
     }
+}
+
+fn check_codes(codes: &[u32], rows: usize, values: &ColumnData) -> Result<(), String> {
+    // Looking at all of them is faster than stopping at the first.
+    let largest = codes.iter().fold(0, |max, c| max.max(*c));
+    if codes.len() != rows || (rows > 0 && largest as usize >= values.len()) {
+        return Err("a dictionary code that names no value".to_string());
+    }
+    Ok(())
+}
+
+/// Repeats values of at most `N` bytes: copying always `N` is several times faster than copying as many as there are.
+fn expand_short<const N: usize>(codes: &[u32], lens: &[u32], values: &ColumnData) -> ColumnData {
+    let mut padded = vec![[0; N]; lens.len()];
+    for (i, to) in padded.iter_mut().enumerate() {
+        let v = values.bytes(i);
+        to[..v.len()].copy_from_slice(v);
+    }
+    let total: usize = codes.iter().map(|c| lens[*c as usize] as usize).sum();
+    let mut data = vec![0; total + N];
+    let mut offsets = Vec::with_capacity(codes.len() + 1);
+    let mut at = 0;
+    offsets.push(0);
+    for c in codes {
+        data[at..at + N].copy_from_slice(&padded[*c as usize]);
+        at += lens[*c as usize] as usize;
+        offsets.push(at as u32);
+    }
+    data.truncate(total);
+    ColumnData::Bytes { offsets, data }
 }
 
 fn primitive(array: ArrayRef) -> Result<PrimitiveArray, String> {
