@@ -18,14 +18,7 @@ pub fn failure(client: &mut Client, sql: &str) -> Result<(String, String)> {
         Err(error) => {
             let text = error.as_db_error().map_or_else(
                 || error.to_string(),
-                |e| {
-                    format!(
-                        "{}\n{}\n{}",
-                        e.message(),
-                        e.detail().unwrap_or(""),
-                        e.hint().unwrap_or("")
-                    )
-                },
+                |e| format!("{}\n{}\n{}", e.message(), e.detail().unwrap_or(""), e.hint().unwrap_or("")),
             );
             Ok((sqlstate(&error), text))
         }
@@ -37,11 +30,8 @@ pub fn failure(client: &mut Client, sql: &str) -> Result<(String, String)> {
 pub fn store_is_exact(cluster: &Cluster) -> Result<()> {
     let mut client = cluster.connect()?;
     client.execute("SELECT strata.sweep()", &[]).context("sweep")?;
-    let named: BTreeSet<String> = client
-        .query("SELECT DISTINCT hash FROM strata.fragment", &[])?
-        .iter()
-        .map(|r| r.get(0))
-        .collect();
+    let named: BTreeSet<String> =
+        client.query("SELECT DISTINCT hash FROM strata.fragment", &[])?.iter().map(|r| r.get(0)).collect();
     let present: BTreeSet<String> = cluster
         .fragment_files()
         .iter()
@@ -62,10 +52,7 @@ pub fn store_is_exact(cluster: &Cluster) -> Result<()> {
 /// The key of `table` is still unique and found by its index: every row is found by its own key, and an index scan and
 /// a full scan count the same.
 pub fn key_is_exact(client: &mut Client, table: &str, key: &str) -> Result<()> {
-    let full = twin::value(
-        client,
-        &format!("SELECT count(*) || ' ' || count(DISTINCT {key}) FROM {table}"),
-    )?;
+    let full = twin::value(client, &format!("SELECT count(*) || ' ' || count(DISTINCT {key}) FROM {table}"))?;
     let (rows, keys) = full.split_once(' ').context("two numbers")?;
     if rows != keys {
         bail!("{table} has {rows} rows but {keys} different values of {key}");

@@ -27,12 +27,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            settings: Vec::new(),
-            extension: true,
-            store: None,
-            parent: std::env::temp_dir(),
-        }
+        Self { settings: Vec::new(), extension: true, store: None, parent: std::env::temp_dir() }
     }
 }
 
@@ -91,10 +86,7 @@ impl Cluster {
 
     /// A new server after `options`, started.
     pub fn with(options: Options) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("strata-")
-            .tempdir_in(&options.parent)?
-            .keep();
+        let dir = tempfile::Builder::new().prefix("strata-").tempdir_in(&options.parent)?.keep();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
         give_to_server(&dir)?;
         let data = dir.join("data");
@@ -106,17 +98,14 @@ impl Cluster {
             data,
             dir,
         };
-        run(as_server(cluster.bin.join("initdb"))
-            .arg("-D")
-            .arg(&cluster.data)
-            .args([
-                "--no-sync",
-                "--data-checksums",
-                "--auth=trust",
-                "--username=postgres",
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-            ]))?;
+        run(as_server(cluster.bin.join("initdb")).arg("-D").arg(&cluster.data).args([
+            "--no-sync",
+            "--data-checksums",
+            "--auth=trust",
+            "--username=postgres",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        ]))?;
         let mut conf = String::new();
         for (name, value) in [
             ("listen_addresses", "''"),
@@ -231,11 +220,7 @@ impl Cluster {
             .status()
             .context("start pg_ctl")?;
         if !status.success() {
-            bail!(
-                "the server in {} did not start:\n{}",
-                self.data.display(),
-                tail(&self.log(), 40)
-            );
+            bail!("the server in {} did not start:\n{}", self.data.display(), tail(&self.log(), 40));
         }
         Ok(())
     }
@@ -270,15 +255,9 @@ impl Cluster {
         kill9(postmaster);
         all.iter().for_each(|&p| kill9(p));
         all.push(postmaster);
-        wait_for("killed processes to go", Duration::from_secs(20), || {
-            !all.iter().any(|&p| alive(p))
-        })?;
+        wait_for("killed processes to go", Duration::from_secs(20), || !all.iter().any(|&p| alive(p)))?;
         // A zombie that init has not reaped yet still answers the start-up check of the next postmaster.
-        if wait_for("the postmaster to be reaped", Duration::from_secs(10), || {
-            !process::exists(postmaster)
-        })
-        .is_err()
-        {
+        if wait_for("the postmaster to be reaped", Duration::from_secs(10), || !process::exists(postmaster)).is_err() {
             fs::remove_file(self.data.join("postmaster.pid"))?;
         }
         Ok(())
@@ -300,11 +279,7 @@ impl Cluster {
 
     /// libpq's connection string for `database`.
     pub fn dsn(&self, database: &str) -> String {
-        format!(
-            "host={} port={} user=postgres dbname={database}",
-            self.dir.display(),
-            self.port
-        )
+        format!("host={} port={} user=postgres dbname={database}", self.dir.display(), self.port)
     }
 
     /// A new connection to the database `postgres`.
@@ -327,10 +302,7 @@ impl Cluster {
 
     /// The fragment files that are in the store now.
     pub fn fragment_files(&self) -> Vec<PathBuf> {
-        process::files_below(&self.store)
-            .into_iter()
-            .filter(|f| f.extension().is_some_and(|e| e == "frag"))
-            .collect()
+        process::files_below(&self.store).into_iter().filter(|f| f.extension().is_some_and(|e| e == "frag")).collect()
     }
 
     /// Every file in the store that is neither the agent's nor a fragment: what an interrupted write leaves.
@@ -345,11 +317,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
-                "--- {} (last lines) ---\n{}",
-                self.log_file().display(),
-                tail(&self.log(), 60)
-            );
+            eprintln!("--- {} (last lines) ---\n{}", self.log_file().display(), tail(&self.log(), 60));
         }
         if self.keep {
             eprintln!("kept: {}", self.dir.display());
@@ -367,4 +335,13 @@ impl Drop for Cluster {
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// The first `lines` lines of a text, and how many are left out.
+pub fn head(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    if all.len() <= lines {
+        return all.join("\n");
+    }
+    format!("{}\n… {} more lines", all[..lines].join("\n"), all.len() - lines)
 }

@@ -22,18 +22,12 @@ pub fn fetch(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     }
     say(&format!("fetching {PACKAGE} from npm, once"));
     let work = tempfile::tempdir_in(&cache)?;
-    let packed = crate::process::run(
-        Command::new("npm")
-            .args(["pack", "--silent", PACKAGE])
-            .current_dir(work.path()),
-    )
-    .context("fetch the flights with npm")?;
+    let packed = crate::process::run(Command::new("npm").args(["pack", "--silent", PACKAGE]).current_dir(work.path()))
+        .context("fetch the flights with npm")?;
     let name = String::from_utf8(packed.stdout)?;
     let name = name.lines().last().context("npm pack names its file")?.trim();
     crate::process::run(
-        Command::new("tar")
-            .args(["-xzf", name, &format!("package/data/{FILE}")])
-            .current_dir(work.path()),
+        Command::new("tar").args(["-xzf", name, &format!("package/data/{FILE}")]).current_dir(work.path()),
     )?;
     let unpacked = work.path().join("package/data").join(FILE);
     if fs::metadata(&unpacked)?.len() < 1_000_000 {
@@ -47,11 +41,9 @@ pub fn fetch(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
 fn cache_directory() -> Result<PathBuf> {
     let target = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(t) => PathBuf::from(t),
-        None => std::env::current_exe()?
-            .ancestors()
-            .nth(2)
-            .context("the program is in a target directory")?
-            .to_path_buf(),
+        None => {
+            std::env::current_exe()?.ancestors().nth(2).context("the program is in a target directory")?.to_path_buf()
+        }
     };
     let dir = match target.parent() {
         Some(parent) if parent.ends_with("strata") => parent.join("data"),
@@ -118,13 +110,8 @@ fn push_timestamp(line: &mut String, us: i64) {
     let mp = (5 * doy + 2) / 153;
     let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
     let year = yoe + era * 400 + i64::from(month <= 2);
-    let _ = write!(
-        line,
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    );
+    let _ =
+        write!(line, "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60);
 }
 
 fn longs(group: &dyn RowGroupReader, column: usize) -> Result<Vec<Option<i64>>> {
@@ -158,10 +145,7 @@ fn values<T: DataType>(
         }
     }
     let mut dense = dense.into_iter();
-    Ok(levels
-        .into_iter()
-        .map(|l| if l > 0 { dense.next() } else { None })
-        .collect())
+    Ok(levels.into_iter().map(|l| if l > 0 { dense.next() } else { None }).collect())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod flights;
 pub mod pgbench;
 pub mod process;
+pub mod recovered;
 pub mod script;
 pub mod sidecar;
 pub mod twin;

@@ -42,11 +42,7 @@ impl Load {
             fs::write(&file, script).with_context(|| format!("write {}", file.display()))?;
             command.arg("-f").arg(file);
         }
-        let child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("start pgbench")?;
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start pgbench")?;
         Ok(Self { child, prefix })
     }
 
@@ -58,11 +54,7 @@ impl Load {
     /// Waits for its end. A client that was aborted by an error is a failure of the whole.
     pub fn finish(self) -> Result<Report> {
         let output = self.child.wait_with_output()?;
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if !output.status.success() {
             bail!("pgbench ended with {}:\n{said}", output.status);
         }
@@ -71,11 +63,7 @@ impl Load {
             report.failed = line.split(&[' ', ':'][..]).find_map(|w| w.parse().ok()).unwrap_or(0);
         }
         let dir = self.prefix.parent().context("the log prefix has a directory")?;
-        let name = self
-            .prefix
-            .file_name()
-            .map(|n| format!("{}.", n.to_string_lossy()))
-            .unwrap_or_default();
+        let name = self.prefix.file_name().map(|n| format!("{}.", n.to_string_lossy())).unwrap_or_default();
         for entry in fs::read_dir(dir)?.flatten() {
             if !entry.file_name().to_string_lossy().starts_with(&name) {
                 continue;

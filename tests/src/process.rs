@@ -159,11 +159,7 @@ pub fn pg_config(what: &str) -> Result<PathBuf> {
 
 /// Bytes of all files below `path`.
 pub fn tree_bytes(path: &Path) -> u64 {
-    files_below(path)
-        .iter()
-        .filter_map(|f| fs::metadata(f).ok())
-        .map(|m| m.len())
-        .sum()
+    files_below(path).iter().filter_map(|f| fs::metadata(f).ok()).map(|m| m.len()).sum()
 }
 
 /// All regular files below `path`, sorted; what disappears meanwhile is left out.

@@ -154,21 +154,14 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
     let side = |kind: &'static str| -> Result<Side> {
         let database = format!("{kind}_{name}");
         if self_check() {
-            cluster
-                .connect()?
-                .batch_execute(&format!("CREATE DATABASE {database}"))?;
+            cluster.connect()?.batch_execute(&format!("CREATE DATABASE {database}"))?;
             cluster
                 .connect()?
                 .batch_execute("DO 'BEGIN CREATE ROLE strata_read; EXCEPTION WHEN OTHERS THEN NULL; END'")?;
         } else {
             drop(cluster.create_database(&database)?);
         }
-        Ok(Side {
-            kind,
-            cluster,
-            database,
-            sessions: BTreeMap::new(),
-        })
+        Ok(Side { kind, cluster, database, sessions: BTreeMap::new() })
     };
     let (mut heap, mut warm) = (side("heap")?, side("warm")?);
     let mut session = "1".to_owned();
@@ -194,20 +187,13 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
                 if !always.is_empty() && !open.values().any(|&o| o) {
                     to_warm(warm.client(&session)?, &always).with_context(|| format!("{name}.sql:{line} (always)"))?;
                 }
-                let expected = heap
-                    .run(&session, &sql)
-                    .with_context(|| format!("{name}.sql:{line} on heap"))?;
-                let found = warm
-                    .run(&session, &sql)
-                    .with_context(|| format!("{name}.sql:{line} on warm"))?;
+                let expected = heap.run(&session, &sql).with_context(|| format!("{name}.sql:{line} on heap"))?;
+                let found = warm.run(&session, &sql).with_context(|| format!("{name}.sql:{line} on warm"))?;
                 if let (Outcome::Failed(code, message), true) = (&expected, self_check()) {
                     println!("{name}.sql:{line}: {code} {message}");
                 }
                 if expected != found {
-                    wrong.push(format!(
-                        "{name}.sql:{line}: {}\n  heap: {expected:?}\n  warm: {found:?}",
-                        sql.trim()
-                    ));
+                    wrong.push(format!("{name}.sql:{line}: {}\n  heap: {expected:?}\n  warm: {found:?}", sql.trim()));
                 }
                 let upper = sql.trim_start().to_uppercase();
                 if upper.starts_with("BEGIN") || upper.starts_with("START TRANSACTION") {
@@ -221,18 +207,12 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
             }
         }
     }
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        bail!("{} statements differ:\n{}", wrong.len(), wrong.join("\n"))
-    }
+    if wrong.is_empty() { Ok(()) } else { bail!("{} statements differ:\n{}", wrong.len(), wrong.join("\n")) }
 }
 
 fn to_warm(client: &mut Client, tables: &[String]) -> Result<()> {
     for t in tables {
-        client
-            .execute(&format!("SELECT strata.to_warm('{t}')"), &[])
-            .with_context(|| format!("to_warm({t})"))?;
+        client.execute(&format!("SELECT strata.to_warm('{t}')"), &[]).with_context(|| format!("to_warm({t})"))?;
     }
     Ok(())
 }

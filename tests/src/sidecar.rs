@@ -66,11 +66,25 @@ impl Strata {
             repository.display()
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
-        Ok(Self {
-            config,
-            repository: repository.to_path_buf(),
-            program: program(),
-        })
+        Ok(Self { config, repository: repository.to_path_buf(), program: program() })
+    }
+
+    /// Makes the server archive its WAL through `strata wal push`. The server must have `archive_mode = on`
+    /// ([`Options::archiving`](crate::Options::archiving)).
+    pub fn archive(&self, cluster: &Cluster) -> Result<()> {
+        let command = format!("{} --config {} wal push %p", self.program.display(), self.config.display());
+        let mut client = cluster.connect()?;
+        client.batch_execute(&format!("ALTER SYSTEM SET archive_command = '{command}'"))?;
+        client.batch_execute("SELECT pg_reload_conf()")?;
+        Ok(())
+    }
+
+    /// Configuration, archiving and a running agent.
+    pub fn with_agent(cluster: &Cluster) -> Result<(Self, Agent)> {
+        let strata = Self::configure(cluster)?;
+        strata.archive(cluster)?;
+        let agent = Agent::start(cluster, &strata)?;
+        Ok((strata, agent))
     }
 
     /// The configuration file.
@@ -92,10 +106,7 @@ impl Strata {
 
     /// Runs `strata ARGS` to its end, whatever that is.
     pub fn try_run(&self, args: &[&str]) -> Result<Said> {
-        let output = self
-            .command(args)
-            .output()
-            .with_context(|| format!("start {}", self.program.display()))?;
+        let output = self.command(args).output().with_context(|| format!("start {}", self.program.display()))?;
         Ok(Said {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -135,31 +146,21 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent for the cluster and waits until its socket is there.
     pub fn start(cluster: &Cluster, strata: &Strata) -> Result<Self> {
-        Self::start_at(
-            strata,
-            &cluster.store().join("agent.sock"),
-            &cluster.dir().join("agent.log"),
-        )
+        Self::start_at(strata, &cluster.store().join("agent.sock"), &cluster.dir().join("agent.log"))
     }
 
     /// Starts an agent that will listen at `socket` and logs to `log`.
     pub fn start_at(strata: &Strata, socket: &Path, log: &Path) -> Result<Self> {
         let _ = fs::remove_file(socket);
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("open {}", log.display()))?;
+        let out =
+            File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
         let child = strata
             .command(&["agent"])
             .stdout(out.try_clone()?)
             .stderr(Stdio::from(out))
             .spawn()
             .context("start strata agent")?;
-        let mut agent = Self {
-            child,
-            log: log.to_path_buf(),
-        };
+        let mut agent = Self { child, log: log.to_path_buf() };
         let waited = wait_for("the agent's socket", Duration::from_secs(30), || {
             socket.exists() || !matches!(agent.child.try_wait(), Ok(None))
         });
@@ -200,10 +201,7 @@ impl Agent {
         let pids = self.pids();
         // The agent itself is the deepest; runuser passes its end on.
         pids.iter().for_each(|&p| terminate(p));
-        if wait_for("the agent to end", Duration::from_secs(20), || {
-            !matches!(self.child.try_wait(), Ok(None))
-        })
-        .is_err()
+        if wait_for("the agent to end", Duration::from_secs(20), || !matches!(self.child.try_wait(), Ok(None))).is_err()
         {
             pids.into_iter().for_each(kill9);
             let _ = self.child.wait();

@@ -30,14 +30,9 @@ fn tables(client: &mut Client) {
 /// Runs SQL that kills its own server, and waits until the server is back.
 fn dies(cluster: &Cluster, sql: &str) -> Client {
     let mut c = cluster.connect().unwrap();
-    let error = c
-        .batch_execute(sql)
-        .expect_err("the failpoint should have killed the server");
+    let error = c.batch_execute(sql).expect_err("the failpoint should have killed the server");
     let code = sqlstate(&error);
-    assert!(
-        error.is_closed() || code.is_empty() || code.starts_with("57P"),
-        "{sql}: {error:?}"
-    );
+    assert!(error.is_closed() || code.is_empty() || code.starts_with("57P"), "{sql}: {error:?}");
     drop(c);
     // The postmaster may still be about to notice.
     std::thread::sleep(Duration::from_millis(300));
@@ -47,8 +42,7 @@ fn dies(cluster: &Cluster, sql: &str) -> Client {
 
 fn set_failpoint(cluster: &Cluster, value: &str) {
     let mut c = cluster.connect().unwrap();
-    c.batch_execute(&format!("ALTER SYSTEM SET strata.failpoint = '{value}'"))
-        .unwrap();
+    c.batch_execute(&format!("ALTER SYSTEM SET strata.failpoint = '{value}'")).unwrap();
     c.batch_execute("SELECT pg_reload_conf()").unwrap();
     wait_for("the failpoint to be set", LIMIT, || {
         let shown = twin::value(&mut cluster.connect().unwrap(), "SHOW strata.failpoint");
@@ -68,10 +62,7 @@ fn a_move_that_is_killed_leaves_the_table_as_it_was() {
     let cluster = Cluster::start().unwrap();
     tables(&mut cluster.connect().unwrap());
     for point in ["move:fragment_written", "move:before_swap", "move:before_commit"] {
-        let mut c = dies(
-            &cluster,
-            &format!("SET strata.failpoint = '{point}=kill'; SELECT strata.to_warm('w')"),
-        );
+        let mut c = dies(&cluster, &format!("SET strata.failpoint = '{point}=kill'; SELECT strata.to_warm('w')"));
         exact(&cluster, &mut c);
         let tier = twin::value(&mut c, "SELECT count(*) FROM strata.fragment").unwrap();
         assert_eq!(tier, "0", "after {point}");
@@ -95,8 +86,7 @@ fn a_move_that_fails_leaves_the_table_as_it_was() {
     let mut c = cluster.connect().unwrap();
     tables(&mut c);
     for point in ["move:fragment_written", "move:before_swap", "move:before_commit"] {
-        c.batch_execute(&format!("SET strata.failpoint = '{point}=error'"))
-            .unwrap();
+        c.batch_execute(&format!("SET strata.failpoint = '{point}=error'")).unwrap();
         let (_, said) = checks::failure(&mut c, "SELECT strata.to_warm('w')").unwrap();
         assert!(said.contains(point), "{said}");
         c.batch_execute("RESET strata.failpoint").unwrap();
@@ -117,14 +107,8 @@ fn a_promotion_that_is_killed_loses_and_doubles_nothing() {
     for promoter in ["on", "off"] {
         for point in ["promote:inserted", "promote:marked", "promote:before_commit"] {
             for (change, twin_change) in [
-                (
-                    format!("UPDATE w SET v = 'x' WHERE id = {id}"),
-                    format!("UPDATE h SET v = 'x' WHERE id = {id}"),
-                ),
-                (
-                    format!("DELETE FROM w WHERE id = {}", id + 1),
-                    format!("DELETE FROM h WHERE id = {}", id + 1),
-                ),
+                (format!("UPDATE w SET v = 'x' WHERE id = {id}"), format!("UPDATE h SET v = 'x' WHERE id = {id}")),
+                (format!("DELETE FROM w WHERE id = {}", id + 1), format!("DELETE FROM h WHERE id = {}", id + 1)),
             ] {
                 cluster
                     .connect()
@@ -157,8 +141,7 @@ fn a_drop_that_is_killed_is_a_drop_and_its_files_go() {
     let mut c = cluster.connect().unwrap();
     tables(&mut c);
     c.batch_execute("CREATE TABLE d (id int PRIMARY KEY, v text); INSERT INTO d SELECT i, md5(i::text) FROM generate_series(1, 1000) i").unwrap();
-    c.batch_execute("SELECT strata.to_warm('w'); SELECT strata.to_warm('d')")
-        .unwrap();
+    c.batch_execute("SELECT strata.to_warm('w'); SELECT strata.to_warm('d')").unwrap();
     drop(c);
 
     let mut c = dies(&cluster, "SET strata.failpoint = 'drop:committed=kill'; DROP TABLE d");
@@ -169,11 +152,7 @@ fn a_drop_that_is_killed_is_a_drop_and_its_files_go() {
         .unwrap();
     let before = cluster.fragment_files().len();
     c.batch_execute("BEGIN; DROP TABLE d; ROLLBACK").unwrap();
-    assert_eq!(
-        cluster.fragment_files().len(),
-        before,
-        "a drop that is rolled back removes nothing"
-    );
+    assert_eq!(cluster.fragment_files().len(), before, "a drop that is rolled back removes nothing");
     c.batch_execute("BEGIN; TRUNCATE d").unwrap();
     cluster.crash().unwrap();
     let mut c = cluster.connect().unwrap();
@@ -209,11 +188,8 @@ fn writer(dsn: &str, worker: u64, round: u64, stop: &AtomicBool, acknowledged: &
             ),
             _ => format!("UPDATE {t} SET v = 'u{n}' WHERE id = {id}"),
         };
-        let sql = format!(
-            "BEGIN; {}; {}; UPDATE done SET n = {n} WHERE worker = {worker}; COMMIT",
-            change("w"),
-            change("h")
-        );
+        let sql =
+            format!("BEGIN; {}; {}; UPDATE done SET n = {n} WHERE worker = {worker}; COMMIT", change("w"), change("h"));
         match c.batch_execute(&sql) {
             Ok(()) => acknowledged.store(n, Ordering::SeqCst),
             Err(error) if error.code().is_some_and(|c| !c.code().starts_with("57")) => {
@@ -242,11 +218,8 @@ fn random_kills_under_load_lose_no_commit() {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads: Vec<_> = (0..4u64)
             .map(|worker| {
-                let (dsn, stop, acknowledged) = (
-                    cluster.dsn("postgres"),
-                    stop.clone(),
-                    acknowledged[worker as usize].clone(),
-                );
+                let (dsn, stop, acknowledged) =
+                    (cluster.dsn("postgres"), stop.clone(), acknowledged[worker as usize].clone());
                 std::thread::spawn(move || writer(&dsn, worker, round, &stop, &acknowledged))
             })
             .collect();
@@ -271,21 +244,12 @@ fn random_kills_under_load_lose_no_commit() {
         cluster.up().unwrap();
         let mut c = cluster.connect().unwrap();
         for (worker, acknowledged) in acknowledged.iter().enumerate() {
-            let n: i64 = c
-                .query_one(&format!("SELECT n FROM done WHERE worker = {worker}"), &[])
-                .unwrap()
-                .get(0);
+            let n: i64 = c.query_one(&format!("SELECT n FROM done WHERE worker = {worker}"), &[]).unwrap().get(0);
             let heard = acknowledged.load(Ordering::SeqCst) as i64;
-            assert!(
-                n == heard || n == heard + 1,
-                "worker {worker}: acknowledged {heard}, recovered {n}"
-            );
+            assert!(n == heard || n == heard + 1, "worker {worker}: acknowledged {heard}, recovered {n}");
             acknowledged.store(n as u64, Ordering::SeqCst);
         }
         exact(&cluster, &mut c);
     }
-    assert!(
-        acknowledged.iter().all(|a| a.load(Ordering::SeqCst) > 10),
-        "the load did something: {acknowledged:?}"
-    );
+    assert!(acknowledged.iter().all(|a| a.load(Ordering::SeqCst) > 10), "the load did something: {acknowledged:?}");
 }

@@ -10,15 +10,9 @@ use strata_tests::{Cluster, Options, twin};
 
 /// Runs `slt/NAME.sql`.
 fn compare(name: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("slt")
-        .join(format!("{name}.sql"));
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("slt").join(format!("{name}.sql"));
     let text = std::fs::read_to_string(&file).unwrap();
-    let options = if script::self_check() {
-        Options::new().plain()
-    } else {
-        Options::new()
-    };
+    let options = if script::self_check() { Options::new().plain() } else { Options::new() };
     let cluster = Cluster::with(options).unwrap();
     if let Err(error) = script::compare(&cluster, name, &text) {
         panic!("{error:#}");
@@ -115,12 +109,7 @@ fn random_workload(cluster: &Cluster, seed: u64) {
         let mut one = |t: &str| {
             c.batch_execute("SAVEPOINT one").unwrap();
             let o = script::outcome(c, &on(t)).unwrap();
-            c.batch_execute(if matches!(o, Outcome::Failed(..)) {
-                "ROLLBACK TO one"
-            } else {
-                "RELEASE one"
-            })
-            .unwrap();
+            c.batch_execute(if matches!(o, Outcome::Failed(..)) { "ROLLBACK TO one" } else { "RELEASE one" }).unwrap();
             match o {
                 Outcome::Failed(code, message) => {
                     Outcome::Failed(code, message.replace("\"w_", "\"h_").replace("\"w\"", "\"h\""))
@@ -148,8 +137,7 @@ fn random_workload(cluster: &Cluster, seed: u64) {
                 _ => both(&mut c, &statement(&mut r)),
             }
         }
-        c.batch_execute(if r.random_bool(0.75) { "COMMIT" } else { "ROLLBACK" })
-            .unwrap();
+        c.batch_execute(if r.random_bool(0.75) { "COMMIT" } else { "ROLLBACK" }).unwrap();
         if r.random_bool(0.2) {
             c.batch_execute("VACUUM w").unwrap();
         }

@@ -26,12 +26,7 @@ fn a_policy_moves_what_is_old_and_makes_partitions_ahead() {
     let mut c = cluster.connect().unwrap();
     c.batch_execute(EVENTS).unwrap();
     let partitions = |c: &mut postgres::Client| -> i64 {
-        c.query_one(
-            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass",
-            &[],
-        )
-        .unwrap()
-        .get(0)
+        c.query_one("SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass", &[]).unwrap().get(0)
     };
     assert_eq!(partitions(&mut c), 7);
     c.batch_execute("SELECT strata.manage('events', hot_for => '60 days', partition_by => '1 month', ahead => 3)")
@@ -45,26 +40,13 @@ fn a_policy_moves_what_is_old_and_makes_partitions_ahead() {
     )
     .unwrap();
     let warm = tiers.iter().filter(|r| r[1].as_deref() == Some("warm")).count();
-    assert!(
-        (4..=5).contains(&warm),
-        "months that ended more than 60 days ago: {tiers:#?}"
-    );
-    for row in tiers
-        .iter()
-        .filter(|r| r[1].as_deref() == Some("warm") && r[2].as_deref() != Some("0"))
-    {
+    assert!((4..=5).contains(&warm), "months that ended more than 60 days ago: {tiers:#?}");
+    for row in tiers.iter().filter(|r| r[1].as_deref() == Some("warm") && r[2].as_deref() != Some("0")) {
         assert!(row[3].as_ref().unwrap().parse::<i64>().unwrap() > 0, "{row:?}");
         assert!(row[4].as_ref().unwrap().parse::<f64>().unwrap() > 1.0, "{row:?}");
     }
-    let moves = twin::value(
-        &mut c,
-        "SELECT count(*) FROM strata.jobs WHERE kind = 'move' AND state = 'done'",
-    )
-    .unwrap();
-    assert!(
-        moves.parse::<usize>().unwrap() >= warm,
-        "{moves} moves for {warm} partitions"
-    );
+    let moves = twin::value(&mut c, "SELECT count(*) FROM strata.jobs WHERE kind = 'move' AND state = 'done'").unwrap();
+    assert!(moves.parse::<usize>().unwrap() >= warm, "{moves} moves for {warm} partitions");
     c.batch_execute("CALL strata.run_policies()").unwrap();
     let again = twin::value(&mut c, "SELECT count(*) FROM strata.jobs WHERE kind = 'move'").unwrap();
     assert_eq!(again, moves, "a second run finds nothing to do");
@@ -79,8 +61,7 @@ fn the_background_worker_runs_policies_by_itself() {
     let cluster = Cluster::with(Options::new().set("strata.policy_interval", "1")).unwrap();
     let mut c = cluster.connect().unwrap();
     c.batch_execute(EVENTS).unwrap();
-    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days')")
-        .unwrap();
+    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days')").unwrap();
     wait_for("the worker to move partitions", Duration::from_secs(60), || {
         twin::value(&mut c, "SELECT count(*) FROM strata.partitions WHERE tier = 'warm'")
             .is_ok_and(|n| n.parse::<i32>().unwrap() >= 4)
@@ -94,8 +75,7 @@ fn late_rows_go_to_warm_partitions_and_stay_there() {
     let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
     let mut c = cluster.connect().unwrap();
     c.batch_execute(EVENTS).unwrap();
-    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days'); CALL strata.run_policies()")
-        .unwrap();
+    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days'); CALL strata.run_policies()").unwrap();
     for t in ["events", "twin"] {
         c.batch_execute(&format!(
             "INSERT INTO {t} SELECT i, date_trunc('month', now()) - make_interval(days => i % 150), 'late ' || i FROM generate_series(30001, 30500) i;
@@ -105,13 +85,10 @@ fn late_rows_go_to_warm_partitions_and_stay_there() {
         .unwrap();
     }
     twin::assert_same(&mut c, "events", "twin").unwrap();
-    c.batch_execute("CALL strata.run_policies(); VACUUM ANALYZE events")
-        .unwrap();
+    c.batch_execute("CALL strata.run_policies(); VACUUM ANALYZE events").unwrap();
     twin::assert_same(&mut c, "events", "twin").unwrap();
     assert_eq!(
-        checks::failure(&mut c, "INSERT INTO events SELECT * FROM events WHERE id = 30001")
-            .unwrap()
-            .0,
+        checks::failure(&mut c, "INSERT INTO events SELECT * FROM events WHERE id = 30001").unwrap().0,
         "23505",
         "the key holds over both tiers"
     );
@@ -133,12 +110,10 @@ fn set_access_method_moves_a_table_both_ways() {
     twin::assert_same(&mut c, "w", "h").unwrap();
     checks::store_is_exact(&cluster).unwrap();
     assert!(cluster.fragment_files().is_empty(), "a hot table has no fragments");
-    c.batch_execute("BEGIN; ALTER TABLE w SET ACCESS METHOD warm; ROLLBACK")
-        .unwrap();
+    c.batch_execute("BEGIN; ALTER TABLE w SET ACCESS METHOD warm; ROLLBACK").unwrap();
     twin::assert_same(&mut c, "w", "h").unwrap();
     checks::store_is_exact(&cluster).unwrap();
-    c.batch_execute("CREATE TABLE n (id int PRIMARY KEY, v text) USING warm; INSERT INTO n SELECT * FROM h")
-        .unwrap();
+    c.batch_execute("CREATE TABLE n (id int PRIMARY KEY, v text) USING warm; INSERT INTO n SELECT * FROM h").unwrap();
     twin::assert_same(&mut c, "n", "h").unwrap();
 }
 
@@ -153,11 +128,8 @@ fn explain_says_what_was_pruned() {
          SELECT strata.to_warm('w'); ANALYZE w",
     )
     .unwrap();
-    let plan = twin::plan(
-        &mut c,
-        "SELECT sum(length(v)) FROM w WHERE d BETWEEN '2001-02-01' AND '2001-02-03'",
-    )
-    .unwrap();
+    let plan =
+        twin::plan(&mut c, "SELECT sum(length(v)) FROM w WHERE d BETWEEN '2001-02-01' AND '2001-02-03'").unwrap();
     assert!(plan.contains("Custom Scan (WarmScan)"), "{plan}");
     let lines: Vec<String> = twin::rows(
         &mut c,
