@@ -1,0 +1,104 @@
+//! Fetching one row by its TID: from an index, by ctid, for triggers and EvalPlanQual.
+
+use super::handler::heap;
+use super::{deletion, fragments};
+use crate::pg::{catalog, compat, guarded, tid};
+use pgrx::pg_sys::*;
+use pgrx::prelude::*;
+
+/// No `#[pg_guard]` on the way to the heap: nothing here needs dropping.
+pub unsafe extern "C-unwind" fn index_fetch_tuple(
+    scan: *mut IndexFetchTableData,
+    at: ItemPointer,
+    snapshot: Snapshot,
+    slot: *mut TupleTableSlot,
+    again: *mut bool,
+    dead: *mut bool,
+) -> bool {
+    // SAFETY: the arguments are the index scan's.
+    unsafe {
+        match tid::row_id_at(at) {
+            None => heap().index_fetch_tuple.unwrap_unchecked()(scan, at, snapshot, slot, again, dead),
+            Some(row_id) => {
+                *again = false;
+                if !dead.is_null() {
+                    *dead = false;
+                }
+                fetch((*scan).rel, row_id, snapshot, slot)
+            }
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn fetch(rel: Relation, row_id: u64, snapshot: Snapshot, slot: *mut TupleTableSlot) -> bool {
+    // SAFETY: the arguments are the caller's.
+    unsafe { fragments::fetch_visible(rel, row_id, snapshot, slot) }
+}
+
+/// No `#[pg_guard]` on the way to the heap: nothing here needs dropping.
+pub unsafe extern "C-unwind" fn tuple_fetch_row_version(
+    rel: Relation,
+    at: ItemPointer,
+    snapshot: Snapshot,
+    slot: *mut TupleTableSlot,
+) -> bool {
+    // SAFETY: the arguments are the executor's.
+    unsafe {
+        match tid::row_id_at(at) {
+            None => heap().tuple_fetch_row_version.unwrap_unchecked()(rel, at, snapshot, slot),
+            Some(row_id) => fetch(rel, row_id, snapshot, slot),
+        }
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_tid_valid(scan: TableScanDesc, at: ItemPointer) -> bool {
+    // SAFETY: `scan` was made by scan_begin.
+    unsafe {
+        match tid::row_id_at(at) {
+            None => {
+                let inner = super::scan::inner(scan);
+                guarded(|| heap().tuple_tid_valid.unwrap_unchecked()(inner, at))
+            }
+            Some(row_id) => fragments::of((*scan).rs_rd).is_some_and(|f| f.find(row_id).is_some()),
+        }
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_get_latest_tid(scan: TableScanDesc, at: ItemPointer) {
+    // SAFETY: `scan` was made by scan_begin; a promoted row goes on where the heap has it.
+    unsafe {
+        if let Some(row_id) = tid::row_id_at(at) {
+            let Some(oids) = catalog::oids() else { return };
+            let rel = (*scan).rs_rd;
+            let promoted = catalog::DeletionScan::new(&oids, (*rel).rd_id, Some(row_id), (*scan).rs_snapshot)
+                .find(|d| d.filenode == compat::filenode(rel));
+            match promoted {
+                Some(d) => *at = d.delta,
+                None => return,
+            }
+        }
+        let inner = super::scan::inner(scan);
+        guarded(|| heap().tuple_get_latest_tid.unwrap_unchecked()(inner, at));
+    }
+}
+
+/// A delta row that was promoted after the snapshot is the same row as the fragment row that the snapshot sees.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_satisfies_snapshot(
+    rel: Relation,
+    slot: *mut TupleTableSlot,
+    snapshot: Snapshot,
+) -> bool {
+    // SAFETY: the arguments are the executor's.
+    unsafe {
+        if let Some(row_id) = tid::row_id(&(*slot).tts_tid) {
+            return deletion::visible((*rel).rd_id, row_id, snapshot);
+        }
+        guarded(|| heap().tuple_satisfies_snapshot.unwrap_unchecked()(rel, slot, snapshot))
+            || deletion::origin((*rel).rd_id, compat::filenode(rel), &(*slot).tts_tid)
+                .is_some_and(|row_id| deletion::visible((*rel).rd_id, row_id, snapshot))
+    }
+}

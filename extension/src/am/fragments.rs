@@ -1,0 +1,321 @@
+//! The fragments of a warm table as a backend sees them, kept between statements.
+//!
+//! The list is read from the catalog once and kept until the relation's cache entry is invalidated; a file's fragments
+//! change only with the file (see the module header of `am`). Files are opened on first use; a bounded number stays open.
+
+use super::datum::{self, Kind};
+use super::deletion;
+use crate::error::StrataError;
+use crate::guc;
+use crate::pg::catalog::{self, FragmentRow};
+use crate::pg::{compat, ext, guarded, tid};
+use pgrx::pg_sys;
+use pgrx::pg_sys::{Datum, Oid};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use strata_fragment::{Fragment, FragmentError, Value, fragment_path};
+
+/// Files of fragments that a backend keeps open.
+const OPEN_FRAGMENTS: usize = 64;
+
+/// Where the values of an attribute come from.
+#[derive(Clone, Copy, Debug)]
+pub enum ColumnSource {
+    /// Column of the fragment, and how its datums are made.
+    Column(usize, Kind),
+    /// The fragment was written without it: this datum (null if true).
+    Missing(Datum, bool),
+}
+
+/// One fragment of a table.
+pub struct TableFragment {
+    /// Its row in the catalog.
+    pub row: FragmentRow,
+    relid: Oid,
+}
+
+impl TableFragment {
+    /// The opened fragment; raises an ERROR that names it if it is missing or damaged.
+    pub fn open(&self) -> Rc<Fragment> {
+        let cached = OPEN.with_borrow_mut(|open| {
+            let at = open.iter().position(|(hash, _)| *hash == self.row.hash)?;
+            let entry = open.remove(at);
+            let fragment = entry.1.clone();
+            open.push(entry);
+            Some(fragment)
+        });
+        if let Some(fragment) = cached {
+            return fragment;
+        }
+        let path = fragment_path(&store(), &self.row.hash);
+        let opened = match Fragment::open(&path, Some(&self.row.hash)) {
+            Err(FragmentError::Missing { .. }) => {
+                if let Err(why) = crate::api::agent::fetch_fragment(&self.row.hash) {
+                    StrataError::MissingFragment {
+                        relid: self.relid,
+                        hash: self.row.hash.clone(),
+                        path: path.display().to_string(),
+                        why,
+                    }
+                    .raise();
+                }
+                Fragment::open(&path, Some(&self.row.hash))
+            }
+            other => other,
+        };
+        let fragment = Rc::new(self.check(opened));
+        if fragment.rows() != self.row.row_count {
+            StrataError::DamagedFragment {
+                relid: self.relid,
+                hash: self.row.hash.clone(),
+                what: format!("it has {} rows, the catalog says {}", fragment.rows(), self.row.row_count),
+            }
+            .raise();
+        }
+        OPEN.with_borrow_mut(|open| {
+            if open.len() >= OPEN_FRAGMENTS {
+                open.remove(0);
+            }
+            open.push((self.row.hash.clone(), fragment.clone()));
+        });
+        fragment
+    }
+
+    /// The value, or an ERROR that names the fragment.
+    pub fn check<T>(&self, result: Result<T, FragmentError>) -> T {
+        match result {
+            Ok(v) => v,
+            Err(e) => StrataError::from_fragment(self.relid, &self.row.hash, e).raise(),
+        }
+    }
+
+    /// Where the attributes of `tupdesc` are in this fragment.
+    ///
+    /// # Safety
+    /// `tupdesc` is the table's.
+    pub unsafe fn columns(&self, fragment: &Fragment, tupdesc: pg_sys::TupleDesc) -> Vec<ColumnSource> {
+        // SAFETY: the indexes are below natts.
+        unsafe { (0..(*tupdesc).natts as usize).map(|i| column_source(fragment, tupdesc, i)).collect() }
+    }
+}
+
+/// Where attribute `i` of `tupdesc` is in `fragment`.
+///
+/// # Safety
+/// `i` is an attribute of `tupdesc`.
+pub unsafe fn column_source(fragment: &Fragment, tupdesc: pg_sys::TupleDesc, i: usize) -> ColumnSource {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let attr = compat::attribute(tupdesc, i);
+        let column = if attr.attisdropped { None } else { fragment.schema().by_attnum(attr.attnum) };
+        match column {
+            Some(c) => {
+                let plain = fragment.schema().columns[c].ty == strata_fragment::PhysicalType::Binary;
+                ColumnSource::Column(c, datum::kind_of(attr, plain).0)
+            }
+            None => datum::missing(tupdesc, i),
+        }
+    }
+}
+
+/// The fragments of one table, by first row id.
+pub struct TableFragments {
+    /// The table.
+    pub relid: Oid,
+    filenode: Oid,
+    /// Its fragments.
+    pub list: Vec<TableFragment>,
+}
+
+thread_local! {
+    static TABLES: RefCell<HashMap<Oid, Rc<TableFragments>>> = RefCell::default();
+    static OPEN: RefCell<Vec<(String, Rc<Fragment>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The store's folder of this database.
+pub fn store() -> PathBuf {
+    // SAFETY: a plain variable of the backend.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    guc::store_directory().join(database.to_u32().to_string())
+}
+
+/// The fragments of `rel`, or None if it has none.
+///
+/// # Safety
+/// `rel` is open and locked.
+pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
+    // SAFETY: the caller's promise.
+    let (relid, filenode) = unsafe { ((*rel).rd_id, compat::filenode(rel)) };
+    let cached = TABLES.with_borrow(|t| t.get(&relid).filter(|f| f.filenode == filenode).cloned());
+    let table = cached.unwrap_or_else(|| {
+        let rows = catalog::fragments(relid, filenode);
+        let list = rows.into_iter().map(|row| TableFragment { row, relid }).collect();
+        let table = Rc::new(TableFragments { relid, filenode, list });
+        TABLES.with_borrow_mut(|t| t.insert(relid, table.clone()));
+        table
+    });
+    (!table.list.is_empty()).then_some(table)
+}
+
+/// Forgets what is known of a table (of all for InvalidOid); called for every relation-cache invalidation.
+pub fn invalidate(relid: Oid) {
+    TABLES.with(|t| {
+        if let Ok(mut t) = t.try_borrow_mut() {
+            if relid == Oid::INVALID {
+                t.clear();
+            } else {
+                t.remove(&relid);
+            }
+        }
+    });
+}
+
+impl TableFragments {
+    /// The number of rows in fragments, deleted ones included.
+    pub fn rows(&self) -> u64 {
+        self.list.iter().map(|f| f.row.row_count).sum()
+    }
+
+    /// The bytes of the fragments.
+    pub fn bytes(&self) -> u64 {
+        self.list.iter().map(|f| f.row.bytes).sum()
+    }
+
+    /// The fragment of a row id and the row's position in it.
+    pub fn find(&self, row_id: u64) -> Option<(&TableFragment, u64)> {
+        let i = self.list.partition_point(|f| f.row.first_row_id <= row_id).checked_sub(1)?;
+        let f = &self.list[i];
+        let position = row_id - f.row.first_row_id;
+        (position < f.row.row_count).then_some((f, position))
+    }
+
+    /// Stores a fragment row in `slot` (any kind but a virtual one) as a heap tuple with frozen xmin and its virtual TID.
+    /// False: no fragment has the row.
+    ///
+    /// # Safety
+    /// `rel` is this table; `slot` has its descriptor.
+    pub unsafe fn fetch(&self, rel: pg_sys::Relation, row_id: u64, slot: *mut pg_sys::TupleTableSlot) -> bool {
+        let Some((table_fragment, position)) = self.find(row_id) else { return false };
+        let fragment = table_fragment.open();
+        let Some((block, row)) = fragment.block_of(position) else { return false };
+        // SAFETY: the caller's promise; values are palloc'd in the current context and copied into the tuple.
+        unsafe {
+            let tupdesc = (*rel).rd_att;
+            let n = (*tupdesc).natts as usize;
+            let mut values = vec![Datum::null(); n];
+            let mut nulls = vec![true; n];
+            for i in 0..n {
+                match column_source(&fragment, tupdesc, i) {
+                    ColumnSource::Missing(d, is_null) => (values[i], nulls[i]) = (d, is_null),
+                    ColumnSource::Column(c, kind) => {
+                        let value = table_fragment.check(fragment.value(block, c, row));
+                        if let Some(d) = datum::from_value(kind, &value) {
+                            (values[i], nulls[i]) = (d, false);
+                        }
+                    }
+                }
+            }
+            store_tuple(rel, slot, row_id, &mut values, &mut nulls);
+        }
+        true
+    }
+
+    /// The live-or-dead fragment rows whose attributes `attnums` equal `values` (none of them null), by row id.
+    ///
+    /// # Safety
+    /// `rel` is this table; the datums are of the attributes' types.
+    pub unsafe fn lookup(&self, rel: pg_sys::Relation, attnums: &[i16], values: &[Datum]) -> Vec<u64> {
+        let mut rows = Vec::new();
+        for f in &self.list {
+            let fragment = f.open();
+            let mut columns = Vec::with_capacity(attnums.len());
+            let mut wanted: Vec<Value> = Vec::with_capacity(attnums.len());
+            let mut possible = true;
+            for (attnum, datum) in attnums.iter().zip(values) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match column_source(&fragment, (*rel).rd_att, *attnum as usize - 1) {
+                        ColumnSource::Column(c, kind) => match datum::value(kind, *datum) {
+                            Some(v) => {
+                                columns.push(c);
+                                wanted.push(v);
+                            }
+                            None => possible = false,
+                        },
+                        // Added to the table later: its rows all have the missing value.
+                        ColumnSource::Missing(_, true) => possible = false,
+                        ColumnSource::Missing(d, false) => {
+                            let attr = compat::attribute((*rel).rd_att, *attnum as usize - 1);
+                            possible &= guarded(|| ext::datumIsEqual(d, *datum, attr.attbyval, i32::from(attr.attlen)));
+                        }
+                    }
+                }
+            }
+            if possible {
+                let found = if columns.is_empty() {
+                    (0..f.row.row_count).collect()
+                } else {
+                    f.check(fragment.lookup(&columns, &wanted))
+                };
+                rows.extend(found.into_iter().map(|p| f.row.first_row_id + p));
+            }
+        }
+        rows
+    }
+}
+
+/// Stores values as a heap tuple of a fragment row.
+///
+/// # Safety
+/// `slot` has the descriptor of `rel`; values and nulls have one element an attribute.
+pub unsafe fn store_tuple(
+    rel: pg_sys::Relation,
+    slot: *mut pg_sys::TupleTableSlot,
+    row_id: u64,
+    values: &mut [Datum],
+    nulls: &mut [bool],
+) {
+    // SAFETY: the caller's promise; the slot frees the tuple.
+    unsafe {
+        let at = tid::from_row_id(row_id);
+        let old = pg_sys::MemoryContextSwitchTo((*slot).tts_mcxt);
+        let tuple = pg_sys::heap_form_tuple((*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::MemoryContextSwitchTo(old);
+        (*tuple).t_self = at;
+        (*tuple).t_tableOid = (*rel).rd_id;
+        let header = (*tuple).t_data;
+        (*header).t_choice.t_heap.t_xmin = pg_sys::FrozenTransactionId;
+        (*header).t_infomask |=
+            (pg_sys::HEAP_XMIN_COMMITTED | pg_sys::HEAP_XMIN_INVALID | pg_sys::HEAP_XMAX_INVALID) as u16;
+        (*header).t_ctid = at;
+        pg_sys::ExecForceStoreHeapTuple(tuple, slot, true);
+        (*slot).tts_tid = at;
+        (*slot).tts_tableOid = (*rel).rd_id;
+    }
+}
+
+/// [`TableFragments::fetch`] if `snapshot` sees the row.
+///
+/// # Safety
+/// `rel` is open; `snapshot` is valid; `slot` has the table's descriptor.
+pub unsafe fn fetch_visible(
+    rel: pg_sys::Relation,
+    row_id: u64,
+    snapshot: pg_sys::Snapshot,
+    slot: *mut pg_sys::TupleTableSlot,
+) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !deletion::visible((*rel).rd_id, row_id, snapshot) {
+            pg_sys::ExecClearTuple(slot);
+            return false;
+        }
+        let found = of(rel).is_some_and(|table| table.fetch(rel, row_id, slot));
+        if found {
+            super::ssi::read_row(rel, row_id, snapshot);
+        }
+        found
+    }
+}

@@ -1,0 +1,298 @@
+//! Indexes of warm tables: which hold entries for fragment rows, and how they are built.
+//!
+//! A *plain* btree holds entries for delta rows only; see the module header of `am`. Building or validating any other
+//! index goes over the delta store with the heap's own functions and over the fragments here.
+
+use super::fragments::{self, ColumnSource};
+use super::handler::{as_heap, heap};
+use super::{datum, deletion};
+use crate::pg::{compat, guarded, tid};
+use core::ffi::c_void;
+use pgrx::pg_sys::*;
+use pgrx::prelude::*;
+use std::ptr::null_mut;
+
+/// btree's support function that tells whether equal values have equal bytes.
+const BTEQUALIMAGE_PROC: i16 = 4;
+
+/// Whether `index` is a plain btree: fragment rows have no entries in it.
+///
+/// # Safety
+/// `index` is an open index.
+pub unsafe fn is_plain(index: Relation) -> bool {
+    // SAFETY: the caller's promise; rd_indextuple has the expressions and the predicate as its only nullable attributes.
+    unsafe {
+        let form = &*(*index).rd_index;
+        if (*(*index).rd_rel).relam != BTREE_AM_OID
+            || !heap_attisnull((*index).rd_indextuple, Anum_pg_index_indexprs as i32, null_mut())
+            || !heap_attisnull((*index).rd_indextuple, Anum_pg_index_indpred as i32, null_mut())
+        {
+            return false;
+        }
+        if !form.indisunique {
+            return true;
+        }
+        form.indimmediate && !compat::nulls_not_distinct(form) && has_image_equality(index)
+    }
+}
+
+/// Whether two keys of a unique index are equal exactly when their bytes are.
+unsafe fn has_image_equality(index: Relation) -> bool {
+    // SAFETY: `index` is open; the arrays have indnkeyatts elements.
+    unsafe {
+        let form = &*(*index).rd_index;
+        (0..form.indnkeyatts as usize).all(|i| {
+            let (family, input) = (*(*index).rd_opfamily.add(i), *(*index).rd_opcintype.add(i));
+            if input == NUMERICOID {
+                // The key attribute decides: numeric(p,s) is kept as its unscaled value, which is unique.
+                let table = try_relation_open(form.indrelid, NoLock as i32);
+                if table.is_null() {
+                    return false;
+                }
+                let attnum = *form.indkey.values.as_ptr().add(i);
+                let attr = compat::attribute((*table).rd_att, attnum as usize - 1);
+                let numeric = matches!(datum::kind_of(attr, false).0, datum::Kind::Numeric(_));
+                relation_close(table, NoLock as i32);
+                return numeric;
+            }
+            let support = get_opfamily_proc(family, input, input, BTEQUALIMAGE_PROC);
+            support != Oid::INVALID
+                && OidFunctionCall1Coll(support, *(*index).rd_indcollation.add(i), Datum::from(input)).value() != 0
+        })
+    }
+}
+
+/// The OIDs of a relation's indexes.
+///
+/// # Safety
+/// `rel` is open.
+pub unsafe fn index_oids(rel: Relation) -> Vec<Oid> {
+    // SAFETY: RelationGetIndexList returns a fresh list of OIDs.
+    unsafe {
+        let list = RelationGetIndexList(rel);
+        if list.is_null() {
+            return Vec::new();
+        }
+        let oids = (0..(*list).length as usize).map(|i| (*(*list).elements.add(i)).oid_value).collect();
+        list_free(list);
+        oids
+    }
+}
+
+/// Inserts the index entries of a promoted row. Its key was in the table before, so nothing is checked.
+///
+/// # Safety
+/// `slot` holds the row, which is at `delta`; `rel` is open and locked.
+pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &ItemPointerData) {
+    let mut at = *delta;
+    // SAFETY: the caller's promise. Expressions and predicates are evaluated in the estate's per-tuple context.
+    unsafe {
+        let estate = CreateExecutorState();
+        let econtext = compat::per_tuple_context(estate);
+        (*econtext).ecxt_scantuple = slot;
+        for oid in index_oids(rel) {
+            let index = index_open(oid, RowExclusiveLock as i32);
+            if (*(*index).rd_index).indisready {
+                let info = BuildIndexInfo(index);
+                let matches = (*info).ii_Predicate.is_null() || {
+                    let predicate = ExecPrepareQual((*info).ii_Predicate, estate);
+                    compat::exec_qual(predicate, econtext)
+                };
+                if matches {
+                    let mut values = [Datum::null(); INDEX_MAX_KEYS as usize];
+                    let mut nulls = [false; INDEX_MAX_KEYS as usize];
+                    FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+                    index_insert(
+                        index,
+                        values.as_mut_ptr(),
+                        nulls.as_mut_ptr(),
+                        &mut at,
+                        rel,
+                        IndexUniqueCheck::UNIQUE_CHECK_NO,
+                        false,
+                        info,
+                    );
+                }
+            }
+            index_close(index, NoLock as i32);
+        }
+        FreeExecutorState(estate);
+    }
+}
+
+/// Calls `f` for each fragment row of `rel` that `snapshot` sees (all for null), stored in `slot`.
+///
+/// # Safety
+/// `rel` is open and locked; `slot` has its descriptor; `f` does not keep the slot's contents.
+pub unsafe fn for_each_row(
+    rel: Relation,
+    snapshot: Snapshot,
+    slot: *mut TupleTableSlot,
+    mut f: impl FnMut(ItemPointerData),
+) {
+    // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
+    unsafe {
+        let Some(table) = fragments::of(rel) else { return };
+        let deleted =
+            if snapshot.is_null() { Default::default() } else { deletion::deleted((*rel).rd_id, snapshot) };
+        let context = AllocSetContextCreateInternal(
+            CurrentMemoryContext,
+            c"strata fragment row".as_ptr(),
+            0,
+            8 * 1024,
+            8 * 1024 * 1024,
+        );
+        let n = (*(*rel).rd_att).natts as usize;
+        let mut values = vec![Datum::null(); n];
+        let mut nulls = vec![true; n];
+        for tf in &table.list {
+            let fragment = tf.open();
+            let sources = tf.columns(&fragment, (*rel).rd_att);
+            for (b, block) in fragment.blocks().iter().enumerate() {
+                pgrx::check_for_interrupts!();
+                let columns: Vec<_> = sources
+                    .iter()
+                    .map(|s| match s {
+                        ColumnSource::Column(c, _) => Some(tf.check(fragment.read(b, *c))),
+                        ColumnSource::Missing(..) => None,
+                    })
+                    .collect();
+                for i in 0..block.rows as usize {
+                    let row_id = tf.row.first_row_id + block.first_row + i as u64;
+                    if deleted.contains(row_id) {
+                        continue;
+                    }
+                    MemoryContextReset(context);
+                    let old = MemoryContextSwitchTo(context);
+                    for (a, source) in sources.iter().enumerate() {
+                        (values[a], nulls[a]) = match (source, &columns[a]) {
+                            (ColumnSource::Column(_, kind), Some(c)) if !c.is_null(i) => {
+                                (datum::from_column(*kind, c, i), false)
+                            }
+                            (ColumnSource::Missing(d, is_null), _) => (*d, *is_null),
+                            _ => (Datum::null(), true),
+                        };
+                    }
+                    fragments::store_tuple(rel, slot, row_id, &mut values, &mut nulls);
+                    MemoryContextSwitchTo(old);
+                    f(tid::from_row_id(row_id));
+                }
+            }
+        }
+        MemoryContextDelete(context);
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn index_build_range_scan(
+    rel: Relation,
+    index: Relation,
+    info: *mut IndexInfo,
+    sync: bool,
+    any_visible: bool,
+    progress: bool,
+    start: BlockNumber,
+    blocks: BlockNumber,
+    callback: IndexBuildCallback,
+    state: *mut c_void,
+    scan: TableScanDesc,
+) -> f64 {
+    // SAFETY: the arguments are index.c's.
+    unsafe {
+        let leader = scan.is_null() || ParallelWorkerNumber < 0;
+        let delta = as_heap(rel, || {
+            guarded(|| {
+                heap().index_build_range_scan.unwrap_unchecked()(
+                    rel, index, info, sync, any_visible, progress, start, blocks, callback, state, scan,
+                )
+            })
+        });
+        if !leader || fragments::of(rel).is_none() {
+            return delta;
+        }
+        let access_method = (*(*index).rd_rel).relam;
+        if access_method == BRIN_AM_OID {
+            // BRIN summarizes ranges of heap blocks; fragments have zone maps of their own.
+            return delta;
+        }
+        if start != 0 || blocks != InvalidBlockNumber {
+            return delta;
+        }
+        if is_plain(index) {
+            if (*(*index).rd_index).indisunique && !super::unique::building_known_unique() {
+                super::unique::check_whole_table(rel, index);
+            }
+            return delta;
+        }
+        let estate = CreateExecutorState();
+        let econtext = compat::per_tuple_context(estate);
+        let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
+        (*econtext).ecxt_scantuple = slot;
+        let predicate = ExecPrepareQual((*info).ii_Predicate, estate);
+        let mut values = [Datum::null(); INDEX_MAX_KEYS as usize];
+        let mut nulls = [false; INDEX_MAX_KEYS as usize];
+        let Some(call) = callback else { return delta };
+        let mut rows = 0.0;
+        // Rows whose deletion is not yet visible to all are indexed too; who fetches them asks the deletion vector.
+        for_each_row(rel, null_mut(), slot, |mut at| {
+            MemoryContextReset((*econtext).ecxt_per_tuple_memory);
+            if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {
+                return;
+            }
+            FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let alive = deletion_is_open((*rel).rd_id, &at);
+            guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
+            rows += 1.0;
+        });
+        ExecDropSingleTupleTableSlot(slot);
+        FreeExecutorState(estate);
+        (*info).ii_ExpressionsState = null_mut();
+        (*info).ii_PredicateState = null_mut();
+        delta + rows
+    }
+}
+
+/// Whether the row counts for uniqueness while an index is built.
+fn deletion_is_open(relid: Oid, at: &ItemPointerData) -> bool {
+    tid::row_id(at).is_none_or(|row| !matches!(deletion::latest(relid, row), deletion::RowState::Promoted(_)))
+}
+
+/// CREATE INDEX CONCURRENTLY: the build phase has all fragment rows there were; a move needs an exclusive lock, so there are
+/// no others now. Only the delta store has to be merged.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn index_validate_scan(
+    rel: Relation,
+    index: Relation,
+    info: *mut IndexInfo,
+    snapshot: Snapshot,
+    state: *mut ValidateIndexState,
+) {
+    // SAFETY: the arguments are index.c's.
+    unsafe {
+        as_heap(rel, || {
+            guarded(|| heap().index_validate_scan.unwrap_unchecked()(rel, index, info, snapshot, state));
+        });
+    }
+}
+
+/// Entries of fragment rows are never reported dead by the heap: it must not look for their blocks.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn index_delete_tuples(rel: Relation, state: *mut TM_IndexDeleteOp) -> TransactionId {
+    // SAFETY: the arguments are the index's; deltids has ndeltids elements.
+    unsafe {
+        let entries = std::slice::from_raw_parts_mut((*state).deltids, (*state).ndeltids as usize);
+        let mut kept = 0;
+        for i in 0..entries.len() {
+            if tid::row_id(&entries[i].tid).is_none() {
+                entries[kept] = entries[i];
+                kept += 1;
+            }
+        }
+        (*state).ndeltids = kept as i32;
+        if kept == 0 {
+            return InvalidTransactionId;
+        }
+        guarded(|| heap().index_delete_tuples.unwrap_unchecked()(rel, state))
+    }
+}
+

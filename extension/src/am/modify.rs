@@ -1,0 +1,230 @@
+//! UPDATE, DELETE and row locks; inserts.
+//!
+//! A virtual TID goes through [`promote`] and then to the heap's own callback with the delta row's TID; a TID of the delta
+//! store goes to the heap at once. Inserts go to the delta store after the keys of fragment rows were checked ([`unique`]).
+
+use super::handler::heap;
+use super::{deletion, promote, ssi, unique};
+use crate::pg::{compat, guarded, tid};
+use pgrx::pg_sys::*;
+use pgrx::prelude::*;
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_delete(
+    rel: Relation,
+    at: ItemPointer,
+    cid: CommandId,
+    snapshot: Snapshot,
+    crosscheck: Snapshot,
+    wait: bool,
+    tmfd: *mut TM_FailureData,
+    changing_part: bool,
+) -> TM_Result::Type {
+    // SAFETY: the arguments are the executor's, as for the heap.
+    unsafe {
+        let call = |at: ItemPointer, cid, crosscheck| {
+            guarded(|| {
+                heap().tuple_delete.unwrap_unchecked()(rel, at, cid, snapshot, crosscheck, wait, tmfd, changing_part)
+            })
+        };
+        let Some(row_id) = tid::row_id_at(at) else {
+            ssi::write_delta(rel, &*at);
+            let (crosscheck, origin) = delta_crosscheck(rel, at, crosscheck);
+            let result = call(at, cid, crosscheck);
+            if let (TM_Result::TM_Ok, Some(row_id)) = (result, origin) {
+                promote::mark_superseded(rel, row_id, &*at, cid);
+            }
+            return result;
+        };
+        let Some(target) = promote::target(rel, row_id, cid, policy(wait)) else { return TM_Result::TM_BeingModified };
+        ssi::write_row(rel, row_id);
+        let mut delta = target.delta;
+        let result = call(&mut delta, target.cid, row_crosscheck(rel, row_id, crosscheck));
+        finish(rel, row_id, &target, cid, result, tmfd);
+        result
+    }
+}
+
+/// What an update that ended has to leave behind for the fragment row it came from.
+unsafe fn finish(
+    rel: Relation,
+    row_id: u64,
+    target: &promote::Target,
+    cid: CommandId,
+    result: TM_Result::Type,
+    tmfd: *mut TM_FailureData,
+) {
+    // SAFETY: the arguments are the caller's.
+    unsafe {
+        match result {
+            TM_Result::TM_Ok if target.committed => promote::mark_superseded(rel, row_id, &target.delta, cid),
+            TM_Result::TM_SelfModified => (*tmfd).cmax = promote::reported_command(target, cid, (*tmfd).cmax),
+            _ => {}
+        }
+    }
+}
+
+fn policy(wait: bool) -> LockWaitPolicy::Type {
+    if wait { LockWaitPolicy::LockWaitBlock } else { LockWaitPolicy::LockWaitSkip }
+}
+
+/// The heap compares D with the crosscheck snapshot; what counts is whether that snapshot sees the row at all.
+unsafe fn row_crosscheck(rel: Relation, row_id: u64, crosscheck: Snapshot) -> Snapshot {
+    // SAFETY: the caller's snapshot is valid or null.
+    unsafe {
+        if !crosscheck.is_null() && deletion::visible((*rel).rd_id, row_id, crosscheck) {
+            std::ptr::null_mut()
+        } else {
+            crosscheck
+        }
+    }
+}
+
+/// [`row_crosscheck`] for a delta row; also says which fragment row it was.
+unsafe fn delta_crosscheck(rel: Relation, at: ItemPointer, crosscheck: Snapshot) -> (Snapshot, Option<u64>) {
+    // SAFETY: the caller's snapshot is valid or null.
+    unsafe {
+        if crosscheck.is_null() {
+            return (crosscheck, None);
+        }
+        match deletion::origin((*rel).rd_id, compat::filenode(rel), &*at) {
+            Some(row_id) => (row_crosscheck(rel, row_id, crosscheck), Some(row_id)),
+            None => (crosscheck, None),
+        }
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_update(
+    rel: Relation,
+    at: ItemPointer,
+    slot: *mut TupleTableSlot,
+    cid: CommandId,
+    snapshot: Snapshot,
+    crosscheck: Snapshot,
+    wait: bool,
+    tmfd: *mut TM_FailureData,
+    lockmode: *mut LockTupleMode::Type,
+    update_indexes: *mut compat::UpdateIndexes,
+) -> TM_Result::Type {
+    // SAFETY: the arguments are the executor's, as for the heap.
+    unsafe {
+        let call = |at: ItemPointer, cid, crosscheck| {
+            guarded(|| {
+                heap().tuple_update.unwrap_unchecked()(
+                    rel, at, slot, cid, snapshot, crosscheck, wait, tmfd, lockmode, update_indexes,
+                )
+            })
+        };
+        let Some(row_id) = tid::row_id_at(at) else {
+            ssi::write_delta(rel, &*at);
+            let (crosscheck, origin) = delta_crosscheck(rel, at, crosscheck);
+            let result = call(at, cid, crosscheck);
+            if result == TM_Result::TM_Ok {
+                unique::check_fragments(rel, slot);
+                if let Some(row_id) = origin {
+                    promote::mark_superseded(rel, row_id, &*at, cid);
+                }
+            }
+            return result;
+        };
+        let Some(target) = promote::target(rel, row_id, cid, policy(wait)) else { return TM_Result::TM_BeingModified };
+        ssi::write_row(rel, row_id);
+        let mut delta = target.delta;
+        let result = call(&mut delta, target.cid, row_crosscheck(rel, row_id, crosscheck));
+        if result == TM_Result::TM_Ok {
+            unique::check_fragments(rel, slot);
+        }
+        finish(rel, row_id, &target, cid, result, tmfd);
+        result
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_lock(
+    rel: Relation,
+    at: ItemPointer,
+    snapshot: Snapshot,
+    slot: *mut TupleTableSlot,
+    cid: CommandId,
+    mode: LockTupleMode::Type,
+    wait_policy: LockWaitPolicy::Type,
+    flags: u8,
+    tmfd: *mut TM_FailureData,
+) -> TM_Result::Type {
+    // SAFETY: the arguments are the executor's, as for the heap.
+    unsafe {
+        let call = |at: ItemPointer, cid| {
+            guarded(|| {
+                heap().tuple_lock.unwrap_unchecked()(rel, at, snapshot, slot, cid, mode, wait_policy, flags, tmfd)
+            })
+        };
+        let Some(row_id) = tid::row_id_at(at) else { return call(at, cid) };
+        let Some(target) = promote::target(rel, row_id, cid, wait_policy) else { return TM_Result::TM_WouldBlock };
+        let mut delta = target.delta;
+        let result = call(&mut delta, target.cid);
+        if result == TM_Result::TM_SelfModified {
+            (*tmfd).cmax = promote::reported_command(&target, cid, (*tmfd).cmax);
+        }
+        // The caller goes on with the version that was locked if that is another row version; while it is still the same
+        // row it keeps R's TID, through which a later operation of this command finds the right command id.
+        if (*tmfd).traversed {
+            *at = delta;
+        }
+        result
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_insert(
+    rel: Relation,
+    slot: *mut TupleTableSlot,
+    cid: CommandId,
+    options: i32,
+    bistate: *mut BulkInsertStateData,
+) {
+    // SAFETY: the arguments are the executor's, as for the heap.
+    unsafe {
+        unique::check_fragments(rel, slot);
+        guarded(|| heap().tuple_insert.unwrap_unchecked()(rel, slot, cid, options, bistate));
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn multi_insert(
+    rel: Relation,
+    slots: *mut *mut TupleTableSlot,
+    n: i32,
+    cid: CommandId,
+    options: i32,
+    bistate: *mut BulkInsertStateData,
+) {
+    // SAFETY: the arguments are the executor's, as for the heap; `slots` has `n` elements.
+    unsafe {
+        for slot in std::slice::from_raw_parts(slots, n as usize) {
+            unique::check_fragments(rel, *slot);
+        }
+        guarded(|| heap().multi_insert.unwrap_unchecked()(rel, slots, n, cid, options, bistate));
+    }
+}
+
+/// INSERT … ON CONFLICT. The executor looks for a conflicting row in the indexes before and after this; a plain btree does
+/// not know fragment rows. So a fragment row with the same key is promoted here: then the index knows it, the executor
+/// finds the conflict when it inserts its index entries, takes this insertion back and starts again.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn tuple_insert_speculative(
+    rel: Relation,
+    slot: *mut TupleTableSlot,
+    cid: CommandId,
+    options: i32,
+    bistate: *mut BulkInsertStateData,
+    token: u32,
+) {
+    // SAFETY: the arguments are the executor's, as for the heap.
+    unsafe {
+        for row_id in unique::conflicting(rel, slot) {
+            promote::target(rel, row_id, promote::earlier_command(cid), LockWaitPolicy::LockWaitBlock);
+        }
+        guarded(|| heap().tuple_insert_speculative.unwrap_unchecked()(rel, slot, cid, options, bistate, token));
+    }
+}

@@ -1,0 +1,220 @@
+//! Promotion: the only way in which a fragment row is changed.
+//!
+//! A fragment row R cannot carry xmax, so before it is updated, deleted or locked it becomes a delta row D: a row of
+//! `strata.deletion` marks R, D is inserted into the heap pages with its index entries, both by one transaction, and the
+//! ordinary heap operation then happens on D. A snapshot sees either R or D, never both or neither.
+//!
+//! ```text
+//!   session 1: UPDATE R          promoter (own transaction P)           session 2: UPDATE R (old snapshot)
+//!   request(R) ───────────────►  lock R's virtual TID
+//!                                mark R, insert D, index D
+//!   ◄──────────────────────────  commit P                              latest(R) = promoted to D
+//!   heap_update(D)                                                     heap_update(D) waits for session 1's xmax
+//! ```
+//!
+//! **By another transaction.** Normally the promoter (`am::promoter`, a background worker) does it in a transaction of its
+//! own that commits at once. Then D is an ordinary, committed heap row: waiters, shared locks, multixacts, EvalPlanQual,
+//! foreign keys and logical decoding (the promotion itself is not decoded) are the heap's own. The promotion changes no
+//! row's value, so it does not matter that it stays when session 1 aborts.
+//!
+//! **By this transaction.** Where the promoter cannot see what this transaction sees (it made the fragment, or holds a lock
+//! that shows uncommitted DDL), or does not run, the current transaction does it. Then D has cmin = the command's id `c`,
+//! which the command's own snapshot does not see, and the heap operation on D runs as command `c + 1`; the command counter
+//! is moved past it, so that the next command sees the new version. Whoever else wants R meanwhile waits for this
+//! transaction's end. That is right but blocks more: even locks that could be shared wait.
+//!
+//! **Old snapshots of this transaction.** Under REPEATABLE READ a transaction may change D while its snapshot is older
+//! than the promotion and still shows R. Its own later commands must not see R beside the new version, so it marks R once
+//! more under its own id ([`mark_superseded`]).
+//!
+//! **Lock order.** Table lock, then the lock of R's virtual TID (held only while promoting), then buffer locks. Waiting for
+//! another promoting transaction happens without the TID lock.
+//!
+//! **Crash.** Mark, D and index entries are WAL-logged under one transaction id: all or nothing.
+
+use super::deletion::{self, RowState};
+use super::{fragments, index, promoter};
+use crate::error::StrataError;
+use crate::pg::catalog;
+use crate::pg::{compat, ext, failpoint, tid};
+use pgrx::pg_sys;
+use pgrx::pg_sys::LockWaitPolicy;
+
+/// Where the heap operation that was meant for a fragment row has to happen.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// The delta row.
+    pub delta: pg_sys::ItemPointerData,
+    /// The command id to give to the heap.
+    pub cid: pg_sys::CommandId,
+    /// The mark was written by another, committed transaction.
+    pub committed: bool,
+}
+
+/// Makes sure that fragment row `row_id` is promoted, and says where it is now.
+///
+/// Waits for a transaction that is promoting it as `policy` says: None means that the row is busy and `policy` is SKIP.
+///
+/// # Safety
+/// `rel` is an open warm table on which this transaction holds at least ROW SHARE.
+pub unsafe fn target(
+    rel: pg_sys::Relation,
+    row_id: u64,
+    cid: pg_sys::CommandId,
+    policy: LockWaitPolicy::Type,
+) -> Option<Target> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let relid = (*rel).rd_id;
+        loop {
+            match deletion::latest(relid, row_id) {
+                RowState::Promoted(d) => {
+                    if d.filenode != compat::filenode(rel) || tid::row_id(&d.delta).is_some() {
+                        StrataError::Relocated { relid, row_id }.raise();
+                    }
+                    return Some(match d.own_command {
+                        None => Target { delta: d.delta, cid, committed: true },
+                        Some(mark) => {
+                            Target { delta: d.delta, cid: if cid > mark { cid } else { mark + 1 }, committed: false }
+                        }
+                    });
+                }
+                RowState::InProgress(xid) => wait(rel, row_id, xid, policy)?,
+                RowState::Live => {
+                    // Promoting inserts a row, whatever the statement does; see `am::promoter` for who relies on the lock.
+                    pg_sys::LockRelationOid(relid, pg_sys::RowExclusiveLock as i32);
+                    if by_promoter(rel, row_id) {
+                        match promoter::request(relid, row_id) {
+                            promoter::Reply::Done => continue,
+                            promoter::Reply::Wait(xid) => {
+                                wait(rel, row_id, xid, policy)?;
+                                continue;
+                            }
+                            promoter::Reply::Unavailable => {}
+                        }
+                    }
+                    let mut at = tid::from_row_id(row_id);
+                    pg_sys::LockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
+                    if matches!(deletion::latest(relid, row_id), RowState::Live) {
+                        promote(rel, row_id, cid);
+                        // The heap operation that follows is command cid + 1; the next command has to come after it.
+                        pg_sys::GetCurrentCommandId(true);
+                        while pg_sys::GetCurrentCommandId(false) <= cid {
+                            pg_sys::CommandCounterIncrement();
+                            pg_sys::GetCurrentCommandId(true);
+                        }
+                    }
+                    pg_sys::UnlockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the promoter sees all that this transaction sees of the table.
+unsafe fn by_promoter(rel: pg_sys::Relation, row_id: u64) -> bool {
+    // SAFETY: `rel` is open.
+    unsafe {
+        promoter::available()
+            && (*rel).rd_createSubid == ext::INVALID_SUBTRANSACTION_ID
+            && compat::new_file_subid(rel) == ext::INVALID_SUBTRANSACTION_ID
+            && !pg_sys::CheckRelationLockedByMe(rel, pg_sys::ShareLock as i32, true)
+            && fragments::of(rel).is_some_and(|f| f.find(row_id).is_some())
+    }
+}
+
+/// Waits for the end of `xid`; None: it still runs and the caller wanted to skip the row.
+unsafe fn wait(
+    rel: pg_sys::Relation,
+    row_id: u64,
+    xid: pg_sys::TransactionId,
+    policy: LockWaitPolicy::Type,
+) -> Option<()> {
+    // SAFETY: `rel` is open.
+    unsafe {
+        match policy {
+            LockWaitPolicy::LockWaitBlock => {
+                let mut at = tid::from_row_id(row_id);
+                pg_sys::XactLockTableWait(xid, rel, &mut at, pg_sys::XLTW_Oper::XLTW_Update);
+            }
+            LockWaitPolicy::LockWaitSkip => {
+                if !pg_sys::ConditionalXactLockTableWait(xid) {
+                    return None;
+                }
+            }
+            _ => {
+                if !pg_sys::ConditionalXactLockTableWait(xid) {
+                    StrataError::RowBusy { relid: (*rel).rd_id }.raise();
+                }
+            }
+        }
+    }
+    Some(())
+}
+
+/// Marks R and inserts D with its index entries, in the current transaction with command id `cid`.
+///
+/// # Safety
+/// `rel` is an open warm table, the caller holds the lock of R's virtual TID and R is live.
+pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId) {
+    // SAFETY: the caller's promise; the slot is dropped before the relation is closed.
+    unsafe {
+        let relid = (*rel).rd_id;
+        let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
+        let Some(table) = fragments::of(rel) else { StrataError::NoSuchRow { relid, row_id }.raise() };
+        let slot = pg_sys::MakeSingleTupleTableSlot((*rel).rd_att, &raw const pg_sys::TTSOpsHeapTuple);
+        if !table.fetch(rel, row_id, slot) {
+            StrataError::NoSuchRow { relid, row_id }.raise();
+        }
+        let mut should_free = false;
+        let source = pg_sys::ExecFetchSlotHeapTuple(slot, true, &mut should_free);
+        let tuple = pg_sys::heap_copytuple(source);
+        pg_sys::heap_insert(rel, tuple, cid, pg_sys::HEAP_INSERT_NO_LOGICAL as i32, std::ptr::null_mut());
+        let delta = (*tuple).t_self;
+        failpoint::hit(failpoint::PROMOTE_INSERTED);
+        catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &delta, cid, false);
+        failpoint::hit(failpoint::PROMOTE_MARKED);
+        index::insert_entries(rel, slot, &delta);
+        failpoint::hit(failpoint::PROMOTE_BEFORE_COMMIT);
+        pg_sys::heap_freetuple(tuple);
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+    }
+}
+
+/// Hides R from the later commands of this transaction, whose snapshot is older than the promotion of R.
+///
+/// # Safety
+/// `rel` is open; D was just changed by this transaction with command id `cid`.
+pub unsafe fn mark_superseded(
+    rel: pg_sys::Relation,
+    row_id: u64,
+    delta: &pg_sys::ItemPointerData,
+    cid: pg_sys::CommandId,
+) {
+    // SAFETY: the caller's promise; a snapshot is active while a statement runs.
+    unsafe {
+        if (pg_sys::XactIsoLevel as u32) < pg_sys::XACT_REPEATABLE_READ {
+            return;
+        }
+        let snapshot = pg_sys::GetTransactionSnapshot();
+        if let Some(oids) = catalog::oids()
+            && deletion::visible((*rel).rd_id, row_id, snapshot)
+        {
+            catalog::insert_deletion(&oids, (*rel).rd_id, row_id, compat::filenode(rel), delta, cid, false);
+        }
+    }
+}
+
+/// A deletion as the heap's failure data tells it: the command that changed the row, as R's user knows it.
+pub fn reported_command(target: &Target, requested: pg_sys::CommandId, cmax: pg_sys::CommandId) -> pg_sys::CommandId {
+    if !target.committed && target.cid != requested && cmax == target.cid { target.cid - 1 } else { cmax }
+}
+
+
+/// The command id with which an in-transaction promotion is visible to command `cid` itself.
+///
+/// INSERT … ON CONFLICT has to lock the promoted row within the command that made it known to the index. (By the promoter
+/// the row is committed and none of this matters.)
+pub fn earlier_command(cid: pg_sys::CommandId) -> pg_sys::CommandId {
+    cid.saturating_sub(1)
+}

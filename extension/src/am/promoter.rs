@@ -1,0 +1,418 @@
+//! The promoter: a background worker that promotes fragment rows in transactions of its own.
+//!
+//! A backend that has to change a fragment row asks for its promotion and waits (microseconds to a millisecond). Why another
+//! process: PostgreSQL has no autonomous transactions, and the promotion has to be committed before the heap operation on
+//! the delta row starts; see `am::promote`.
+//!
+//! ```text
+//!   shared memory:  requests[64]  FREE → CLAIMED → REQUESTED → RUNNING → DONE | WAIT(xid) | FAILED(message) → FREE
+//!                   workers[16]   database → latch of its promoter (started when first needed, ends when idle)
+//! ```
+//!
+//! **Locks.** The requester holds ROW EXCLUSIVE on the table from before the request until its transaction ends, and never
+//! leaves a request that is running; so the worker needs no table lock of its own, cannot wait for one, and cannot be part
+//! of a deadlock that the detector does not see. It takes the lock of the row's virtual TID for the time of the promotion.
+//!
+//! **Failure.** A worker that dies of an ERROR or is terminated marks its running request failed on exit; a killed one makes
+//! the postmaster reset shared memory. A worker that cannot start is noticed by whoever waits, who promotes by itself.
+//!
+//! **Durability.** The worker commits asynchronously. Its commit record precedes everything that the requester writes, so
+//! it is durable when the requester's commit is.
+
+use super::deletion::{self, RowState};
+use super::{handler, promote};
+use crate::error::StrataError;
+use crate::guc;
+use crate::pg::{OpenRelation, tid};
+use pgrx::PgTryBuilder;
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::pg_sys;
+use pgrx::pg_sys::Oid;
+use pgrx::prelude::*;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+const REQUESTS: usize = 64;
+const WORKERS: usize = 16;
+const MESSAGE: usize = 200;
+/// A worker without work ends after this time, so that it does not keep a database from being dropped.
+const IDLE_MS: i64 = 2000;
+/// A worker that has not come up after this time is given up.
+const START_MS: i64 = 5000;
+
+mod state {
+    pub const FREE: u32 = 0;
+    pub const CLAIMED: u32 = 1;
+    pub const REQUESTED: u32 = 2;
+    pub const RUNNING: u32 = 3;
+    pub const DONE: u32 = 4;
+    pub const WAIT: u32 = 5;
+    pub const FAILED: u32 = 6;
+}
+
+struct Request {
+    state: AtomicU32,
+    database: AtomicU32,
+    relid: AtomicU32,
+    row_id: AtomicU64,
+    latch: AtomicPtr<pg_sys::Latch>,
+    xid: AtomicU32,
+    message: [AtomicU8; MESSAGE],
+}
+
+struct Worker {
+    /// Its database, 0 for a free entry.
+    database: AtomicU32,
+    latch: AtomicPtr<pg_sys::Latch>,
+    started: AtomicI64,
+}
+
+struct Shared {
+    requests: [Request; REQUESTS],
+    workers: [Worker; WORKERS],
+}
+
+thread_local! {
+    static SHARED: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+}
+
+/// What became of a request.
+pub enum Reply {
+    /// The row is promoted.
+    Done,
+    /// This transaction is promoting the row.
+    Wait(pg_sys::TransactionId),
+    /// There is no promoter; the caller does it.
+    Unavailable,
+}
+
+/// The size of the shared memory.
+pub fn shared_size() -> usize {
+    size_of::<Shared>()
+}
+
+/// Attaches to the shared memory, made of zeros if it is new. Called from the start-up hook.
+///
+/// # Safety
+/// Called in shmem_startup_hook.
+pub unsafe fn attach() {
+    let mut found = false;
+    // SAFETY: the size was requested; all-zero bytes are a valid Shared; AddinShmemInitLock keeps others out.
+    unsafe {
+        let p = pg_sys::ShmemInitStruct(c"strata promoter".as_ptr(), shared_size(), &mut found);
+        if !found {
+            p.cast::<u8>().write_bytes(0, shared_size());
+        }
+        SHARED.set(p.cast());
+    }
+}
+
+fn shared() -> Option<&'static Shared> {
+    let p = SHARED.get();
+    // SAFETY: shared memory stays mapped; everything in it is atomic.
+    (!p.is_null()).then(|| unsafe { &*p })
+}
+
+/// Whether requests can be made at all.
+pub fn available() -> bool {
+    guc::ENABLE_PROMOTER.get() && shared().is_some()
+}
+
+fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() / 1000 }
+}
+
+fn my_database() -> u32 {
+    // SAFETY: a plain variable of the backend.
+    unsafe { pg_sys::MyDatabaseId.to_u32() }
+}
+
+/// Asks for the promotion of a row and waits for it.
+pub fn request(relid: Oid, row_id: u64) -> Reply {
+    let Some(shared) = shared() else { return Reply::Unavailable };
+    let Some(slot) = claim(shared) else { return Reply::Unavailable };
+    let guard = Claimed(slot);
+    slot.database.store(my_database(), Ordering::Relaxed);
+    slot.relid.store(relid.to_u32(), Ordering::Relaxed);
+    slot.row_id.store(row_id, Ordering::Relaxed);
+    // SAFETY: this backend's latch, in shared memory.
+    slot.latch.store(unsafe { pg_sys::MyLatch }, Ordering::Relaxed);
+    slot.state.store(state::REQUESTED, Ordering::Release);
+    loop {
+        match slot.state.load(Ordering::Acquire) {
+            state::DONE => return Reply::Done,
+            state::WAIT => {
+                return Reply::Wait(pg_sys::TransactionId::from(slot.xid.load(Ordering::Relaxed)));
+            }
+            state::FAILED => {
+                let message = slot.text();
+                drop(guard);
+                StrataError::Promoter { relid, message }.raise();
+            }
+            state::REQUESTED => {
+                if !wake(shared)
+                    && slot
+                        .state
+                        .compare_exchange(state::REQUESTED, state::CLAIMED, Ordering::AcqRel, Ordering::Acquire)
+                        .is_ok()
+                {
+                    return Reply::Unavailable;
+                }
+            }
+            _ => {}
+        }
+        wait_latch(10);
+        pgrx::check_for_interrupts!();
+    }
+}
+
+/// A request slot that is given back when its owner is through, also by an ERROR. A running request is waited for: the
+/// worker relies on the owner's lock.
+struct Claimed(&'static Request);
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let end = now() + 60_000;
+        while self.0.state.load(Ordering::Acquire) == state::RUNNING && now() < end {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+        self.0.state.store(state::FREE, Ordering::Release);
+    }
+}
+
+fn claim(shared: &'static Shared) -> Option<&'static Request> {
+    for _ in 0..1000 {
+        for slot in &shared.requests {
+            let free = slot.state.compare_exchange(state::FREE, state::CLAIMED, Ordering::AcqRel, Ordering::Relaxed);
+            if free.is_ok() {
+                return Some(slot);
+            }
+        }
+        pgrx::check_for_interrupts!();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    None
+}
+
+/// Wakes the promoter of this database, or starts it. False: it cannot be started.
+fn wake(shared: &'static Shared) -> bool {
+    let database = my_database();
+    if let Some(w) = shared.workers.iter().find(|w| w.database.load(Ordering::Acquire) == database) {
+        let latch = w.latch.load(Ordering::Acquire);
+        if !latch.is_null() {
+            // SAFETY: latches are in shared memory for ever; a spurious wake-up of its next owner is harmless.
+            unsafe { pg_sys::SetLatch(latch) };
+            return true;
+        }
+        if now() - w.started.load(Ordering::Acquire) < START_MS {
+            return true;
+        }
+        // It did not come up.
+        let _ = w.database.compare_exchange(database, 0, Ordering::AcqRel, Ordering::Relaxed);
+        return false;
+    }
+    let free = shared.workers.iter().enumerate().find(|(_, w)| {
+        w.database.compare_exchange(0, database, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
+    let Some((i, w)) = free else { return false };
+    w.latch.store(std::ptr::null_mut(), Ordering::Release);
+    w.started.store(now(), Ordering::Release);
+    let packed = (i as i64) << 32 | i64::from(database);
+    let started = pgrx::bgworkers::BackgroundWorkerBuilder::new("strata promoter")
+        .set_type("strata promoter")
+        .set_library("strata")
+        .set_function("strata_promoter_main")
+        .set_argument(packed.into_datum())
+        .enable_spi_access()
+        .set_restart_time(None)
+        .load_dynamic()
+        .is_ok();
+    if !started {
+        w.database.store(0, Ordering::Release);
+    }
+    started
+}
+
+fn wait_latch(ms: i64) {
+    // SAFETY: this backend's latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+            ms as core::ffi::c_long,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
+
+impl Request {
+    fn text(&self) -> String {
+        let bytes: Vec<u8> =
+            self.message.iter().map(|b| b.load(Ordering::Relaxed)).take_while(|b| *b != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn set_text(&self, text: &str) {
+        let bytes = text.bytes().chain(std::iter::repeat(0));
+        for (cell, b) in self.message.iter().zip(bytes) {
+            cell.store(b, Ordering::Relaxed);
+        }
+        self.message[MESSAGE - 1].store(0, Ordering::Relaxed);
+    }
+
+    /// Ends a running request and wakes its owner.
+    fn answer(&self, to: u32) {
+        let latch = self.latch.load(Ordering::Relaxed);
+        self.state.store(to, Ordering::Release);
+        // SAFETY: a latch in shared memory.
+        unsafe { pg_sys::SetLatch(latch) };
+    }
+}
+
+thread_local! {
+    static MY_WORKER: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// The worker's exit: its entry is free, what it was doing has failed.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
+    let Some(shared) = shared() else { return };
+    let Some(worker) = shared.workers.get(MY_WORKER.get()) else { return };
+    let database = worker.database.swap(0, Ordering::AcqRel);
+    worker.latch.store(std::ptr::null_mut(), Ordering::Release);
+    for r in &shared.requests {
+        if r.state.load(Ordering::Acquire) == state::RUNNING && r.database.load(Ordering::Relaxed) == database {
+            r.set_text("the promoter was terminated");
+            r.answer(state::FAILED);
+        }
+    }
+}
+
+/// The worker's main function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
+    let packed = arg.value() as i64;
+    let (index, database) = ((packed >> 32) as usize, (packed & 0xffff_ffff) as u32);
+    let Some(shared) = shared() else { return };
+    MY_WORKER.set(index);
+    let worker = &shared.workers[index];
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // SAFETY: the first things that a background worker does.
+    unsafe {
+        pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0));
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(Oid::from(database), Oid::INVALID, 0);
+        pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
+        pg_sys::DefaultXactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
+        pg_sys::DefaultXactReadOnly = false;
+        worker.latch.store(pg_sys::MyLatch, Ordering::Release);
+    }
+    let mut last = now();
+    loop {
+        while let Some(request) = next(shared, database) {
+            run(request);
+            last = now();
+        }
+        if BackgroundWorker::sigterm_received() {
+            return;
+        }
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: between transactions.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        }
+        if now() - last > IDLE_MS {
+            // Who comes after this starts another worker; who came before it is seen once more.
+            worker.latch.store(std::ptr::null_mut(), Ordering::Release);
+            worker.database.store(0, Ordering::Release);
+            MY_WORKER.set(usize::MAX);
+            while let Some(request) = next(shared, database) {
+                run(request);
+            }
+            return;
+        }
+        wait_latch(500);
+        pgrx::check_for_interrupts!();
+    }
+}
+
+/// Takes the next request for a database.
+fn next(shared: &'static Shared, database: u32) -> Option<&'static Request> {
+    shared.requests.iter().find(|r| {
+        r.database.load(Ordering::Relaxed) == database
+            && r.state
+                .compare_exchange(state::REQUESTED, state::RUNNING, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    })
+}
+
+/// Promotes a row in a transaction.
+fn run(request: &'static Request) {
+    let relid = Oid::from(request.relid.load(Ordering::Relaxed));
+    let row_id = request.row_id.load(Ordering::Relaxed);
+    let waiting = PgTryBuilder::new(|| {
+        // SAFETY: a transaction of its own; the requester holds a lock on the table.
+        let waiting = unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let waiting = promote_one(relid, row_id);
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            waiting
+        };
+        Ok(waiting)
+    })
+    .catch_others(|cause| {
+        // SAFETY: ends the failed transaction.
+        unsafe { pg_sys::AbortCurrentTransaction() };
+        Err(match cause {
+            pg_sys::panic::CaughtError::PostgresError(e) | pg_sys::panic::CaughtError::ErrorReport(e) => {
+                e.message().to_owned()
+            }
+            pg_sys::panic::CaughtError::RustPanic { ereport, .. } => ereport.message().to_owned(),
+        })
+    })
+    .execute();
+    match waiting {
+        Ok(None) => request.answer(state::DONE),
+        Ok(Some(xid)) => {
+            request.xid.store(u32::from(xid), Ordering::Relaxed);
+            request.answer(state::WAIT);
+        }
+        Err(message) => {
+            request.set_text(&message);
+            request.answer(state::FAILED);
+        }
+    }
+}
+
+/// The promotion itself; Some: that transaction is promoting the row already.
+unsafe fn promote_one(relid: Oid, row_id: u64) -> Option<pg_sys::TransactionId> {
+    // SAFETY: the requester holds ROW EXCLUSIVE on the table.
+    unsafe {
+        let rel = OpenRelation::open(relid, pg_sys::NoLock);
+        if !handler::is_warm(rel.0) {
+            return None;
+        }
+        // Index expressions run as the table's owner, as in any maintenance.
+        pg_sys::SetUserIdAndSecContext(
+            (*(*rel.0).rd_rel).relowner,
+            pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
+        );
+        let mut at = tid::from_row_id(row_id);
+        pg_sys::LockTuple(rel.0, &mut at, pg_sys::ExclusiveLock as i32);
+        let state = deletion::latest(relid, row_id);
+        let waiting = match state {
+            RowState::Live => {
+                promote::promote(rel.0, row_id, pg_sys::GetCurrentCommandId(true));
+                None
+            }
+            RowState::Promoted(_) => None,
+            RowState::InProgress(xid) => Some(xid),
+        };
+        pg_sys::UnlockTuple(rel.0, &mut at, pg_sys::ExclusiveLock as i32);
+        waiting
+    }
+}

@@ -1,0 +1,519 @@
+//! Sequential, bitmap and sample scans through the table-AM interface: delta rows from the heap, then fragment rows.
+//!
+//! The planner prefers `plan`'s WarmScan for reading whole tables; these callbacks serve everything else (COPY, CLUSTER,
+//! constraint checks, rewrites, cursors). A scan is a descriptor of our own around the heap's. The descriptor is plain C;
+//! its Rust part is dropped with the memory context, also after an ERROR.
+//!
+//! In a parallel scan the participants claim whole fragments with a counter behind the heap's shared state.
+
+use super::fragments::{self, ColumnSource, TableFragment, TableFragments};
+use super::handler::heap;
+use super::{datum, deletion, ssi};
+use crate::pg::{compat, guarded, tid};
+use pgrx::PgMemoryContexts;
+use pgrx::pg_sys::*;
+use pgrx::prelude::*;
+use roaring::RoaringTreemap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use strata_fragment::{Column, Fragment};
+
+/// The scan descriptor: ours first, the heap's behind `inner`.
+#[repr(C)]
+pub struct WarmScan {
+    base: TableScanDescData,
+    inner: TableScanDesc,
+    rows: *mut FragmentRows,
+    in_fragments: bool,
+    /// Next row of a virtual block in a bitmap or sample scan.
+    bitmap_index: i32,
+    bitmap_block: BlockNumber,
+    sample_block: i64,
+    /// ANALYZE has emitted the fragment rows.
+    pub analyzed: bool,
+}
+
+impl WarmScan {
+    /// ANALYZE is among the fragment rows.
+    pub fn emitting_fragments(&self) -> bool {
+        self.in_fragments
+    }
+
+    /// ANALYZE goes on with fragment rows: with whole blocks of them, spread evenly, if there are more than `limit`.
+    pub fn start_fragments(&mut self, limit: u64) {
+        self.in_fragments = true;
+        // SAFETY: made by scan_begin.
+        unsafe { (*self.rows).sample_limit = Some(limit) };
+    }
+
+    /// ANALYZE is through with the fragment rows.
+    pub fn end_fragments(&mut self) {
+        self.in_fragments = false;
+    }
+
+    /// The next fragment row for ANALYZE; `live` grows by what it stands for.
+    ///
+    /// # Safety
+    /// The arguments are those of scan_analyze_next_tuple.
+    pub unsafe fn next_analyzed(&mut self, rel: Relation, slot: *mut TupleTableSlot, live: *mut f64) -> bool {
+        // SAFETY: the caller's promise; ANALYZE sees what is there now.
+        unsafe {
+            let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+            let rows = &mut *self.rows;
+            let found = rows.next(rel, &raw mut own, slot, true, None);
+            if found {
+                *live += rows.sample_weight();
+            }
+            found
+        }
+    }
+}
+
+/// The heap's descriptor of a scan.
+///
+/// # Safety
+/// `scan` was made by [`scan_begin`].
+pub unsafe fn inner(scan: TableScanDesc) -> TableScanDesc {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        // table_scan_update_snapshot gives a parallel bitmap scan its snapshot after the fact.
+        (*(*warm).inner).rs_snapshot = (*warm).base.rs_snapshot;
+        (*warm).inner
+    }
+}
+
+/// The rows of the fragments of one scan, in order, in both directions.
+#[derive(Default)]
+pub struct FragmentRows {
+    table: Option<Rc<TableFragments>>,
+    loaded: bool,
+    deleted: RoaringTreemap,
+    /// The place between two rows where the scan is, and which of the two is the current row, if any: the next row in
+    /// either direction is the neighbour of the current row.
+    at: Position,
+    current: Current,
+    block: Option<Block>,
+    /// ANALYZE reads about this many rows.
+    sample_limit: Option<u64>,
+    context: MemoryContext,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Position {
+    fragment: usize,
+    block: usize,
+    row: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Current {
+    #[default]
+    None,
+    Before,
+    After,
+}
+
+struct Block {
+    fragment: usize,
+    number: usize,
+    file: Rc<Fragment>,
+    sources: Vec<ColumnSource>,
+    columns: Vec<Option<Column>>,
+}
+
+impl FragmentRows {
+    /// Reads the list of fragments and what is deleted for `snapshot`.
+    unsafe fn load(&mut self, rel: Relation, snapshot: Snapshot) {
+        if self.loaded {
+            return;
+        }
+        // SAFETY: `rel` is open, `snapshot` valid.
+        unsafe {
+            self.table = fragments::of(rel);
+            if self.table.is_some() {
+                self.deleted = deletion::deleted((*rel).rd_id, snapshot);
+                ssi::read_table(rel, snapshot);
+            }
+        }
+        self.loaded = true;
+    }
+
+    /// The next visible row in `direction`, stored in `slot`.
+    unsafe fn next(
+        &mut self,
+        rel: Relation,
+        snapshot: Snapshot,
+        slot: *mut TupleTableSlot,
+        forward: bool,
+        claim: Option<&AtomicU32>,
+    ) -> bool {
+        // SAFETY: the caller's arguments are those of scan_getnextslot.
+        unsafe {
+            self.load(rel, snapshot);
+            let Some(table) = self.table.clone() else { return false };
+            match (self.current, forward) {
+                (Current::Before, false) => self.at.row -= 1,
+                (Current::After, true) => self.at.row += 1,
+                _ => {}
+            }
+            self.current = Current::None;
+            loop {
+                let Some((position, tf)) = self.step(&table, forward, claim) else { return false };
+                let fragment = self.block_at(rel, tf, position);
+                let first = fragment.file.blocks()[position.block].first_row;
+                let row_id = tf.row.first_row_id + first + position.row as u64;
+                if self.deleted.contains(row_id) {
+                    continue;
+                }
+                self.store(rel, slot, position.row, row_id);
+                self.current = if forward { Current::Before } else { Current::After };
+                return true;
+            }
+        }
+    }
+
+    /// Every how many blocks ANALYZE reads one.
+    fn sample_step(&self) -> usize {
+        match (self.sample_limit, &self.table) {
+            (Some(limit), Some(table)) => (table.rows() / limit.max(1) + 1) as usize,
+            _ => 1,
+        }
+    }
+
+    /// The rows that a sampled row stands for.
+    fn sample_weight(&self) -> f64 {
+        self.sample_step() as f64
+    }
+
+    /// Moves by one row; returns the row's position.
+    fn step<'t>(
+        &mut self,
+        table: &'t TableFragments,
+        forward: bool,
+        claim: Option<&AtomicU32>,
+    ) -> Option<(Position, &'t TableFragment)> {
+        loop {
+            if forward {
+                if let Some(counter) = claim
+                    && self.at == Position::default()
+                    && self.block.is_none()
+                {
+                    self.at.fragment = counter.fetch_add(1, Ordering::Relaxed) as usize;
+                }
+                let tf = table.list.get(self.at.fragment)?;
+                let file = tf.open();
+                match file.blocks().get(self.at.block) {
+                    Some(b) if self.at.row < b.rows as usize => {
+                        let found = self.at;
+                        self.at.row += 1;
+                        return Some((found, tf));
+                    }
+                    Some(_) => self.at = Position { block: self.at.block + self.sample_step(), row: 0, ..self.at },
+                    None => {
+                        let next = match claim {
+                            Some(counter) => counter.fetch_add(1, Ordering::Relaxed) as usize,
+                            None => self.at.fragment + 1,
+                        };
+                        self.at = Position { fragment: next, block: 0, row: 0 };
+                    }
+                }
+            } else if self.at.row > 0 {
+                self.at.row -= 1;
+                let tf = table.list.get(self.at.fragment)?;
+                return Some((self.at, tf));
+            } else if self.at.block > 0 {
+                let file = table.list.get(self.at.fragment)?.open();
+                let block = self.at.block - 1;
+                self.at = Position { block, row: file.blocks()[block].rows as usize, ..self.at };
+            } else if self.at.fragment > 0 {
+                let fragment = self.at.fragment - 1;
+                let blocks = table.list.get(fragment)?.open().blocks().len();
+                self.at = Position { fragment, block: blocks, row: 0 };
+            } else {
+                return None;
+            }
+        }
+    }
+
+    /// Makes sure that the block of `position` is decoded.
+    unsafe fn block_at(&mut self, rel: Relation, tf: &TableFragment, position: Position) -> &Block {
+        let current = self.block.take().filter(|b| b.fragment == position.fragment && b.number == position.block);
+        let block = current.unwrap_or_else(|| {
+            pgrx::check_for_interrupts!();
+            let file = tf.open();
+            // SAFETY: `rel` is open.
+            let sources = unsafe { tf.columns(&file, (*rel).rd_att) };
+            let columns = sources
+                .iter()
+                .map(|s| match s {
+                    ColumnSource::Column(c, _) => Some(tf.check(file.read(position.block, *c))),
+                    ColumnSource::Missing(..) => None,
+                })
+                .collect();
+            Block { fragment: position.fragment, number: position.block, file, sources, columns }
+        });
+        self.block.insert(block)
+    }
+
+    /// Stores a row of the current block.
+    unsafe fn store(&mut self, rel: Relation, slot: *mut TupleTableSlot, row: usize, row_id: u64) {
+        let Some(block) = &self.block else { return };
+        // SAFETY: the slot has the descriptor of `rel`; by-reference values live until the next row.
+        unsafe {
+            ExecClearTuple(slot);
+            if self.context.is_null() {
+                self.context = AllocSetContextCreateInternal(
+                    (*slot).tts_mcxt,
+                    c"strata fragment row".as_ptr(),
+                    0,
+                    8 * 1024,
+                    8 * 1024 * 1024,
+                );
+            }
+            MemoryContextReset(self.context);
+            let old = MemoryContextSwitchTo(self.context);
+            let n = block.sources.len();
+            let mut values = vec![Datum::null(); n];
+            let mut nulls = vec![true; n];
+            for (a, source) in block.sources.iter().enumerate() {
+                match (source, &block.columns[a]) {
+                    (ColumnSource::Column(_, kind), Some(c)) if !c.is_null(row) => {
+                        (values[a], nulls[a]) = (datum::from_column(*kind, c, row), false);
+                    }
+                    (ColumnSource::Missing(d, is_null), _) => (values[a], nulls[a]) = (*d, *is_null),
+                    _ => {}
+                }
+            }
+            MemoryContextSwitchTo(old);
+            fragments::store_tuple(rel, slot, row_id, &mut values, &mut nulls);
+        }
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_begin(
+    rel: Relation,
+    snapshot: Snapshot,
+    nkeys: i32,
+    key: *mut ScanKeyData,
+    parallel: ParallelTableScanDesc,
+    flags: u32,
+) -> TableScanDesc {
+    // SAFETY: the arguments are core's, as for the heap.
+    unsafe {
+        let inner = guarded(|| heap().scan_begin.unwrap_unchecked()(rel, snapshot, nkeys, key, parallel, flags));
+        let warm = palloc0(size_of::<WarmScan>()).cast::<WarmScan>();
+        (*warm).base = *inner;
+        (*warm).inner = inner;
+        (*warm).bitmap_index = -1;
+        (*warm).sample_block = -1;
+        (*warm).rows =
+            PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(FragmentRows::default());
+        warm.cast()
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_end(scan: TableScanDesc) {
+    // SAFETY: `scan` was made by scan_begin; a snapshot that core attached is released by the heap.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        let inner = inner(scan);
+        (*inner).rs_flags |= (*warm).base.rs_flags & ScanOptions::SO_TEMP_SNAPSHOT;
+        *(*warm).rows = FragmentRows::default();
+        guarded(|| heap().scan_end.unwrap_unchecked()(inner));
+        pfree(warm.cast());
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_rescan(
+    scan: TableScanDesc,
+    key: *mut ScanKeyData,
+    set_params: bool,
+    allow_strat: bool,
+    allow_sync: bool,
+    allow_pagemode: bool,
+) {
+    // SAFETY: `scan` was made by scan_begin.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        let inner = inner(scan);
+        guarded(|| {
+            heap().scan_rescan.unwrap_unchecked()(inner, key, set_params, allow_strat, allow_sync, allow_pagemode);
+        });
+        let context = (*(*warm).rows).context;
+        *(*warm).rows = FragmentRows { context, ..Default::default() };
+        (*warm).in_fragments = false;
+        (*warm).bitmap_index = -1;
+        (*warm).sample_block = -1;
+    }
+}
+
+/// The counter of claimed fragments of a parallel scan.
+unsafe fn claim<'a>(scan: TableScanDesc) -> Option<&'a AtomicU32> {
+    // SAFETY: parallelscan_initialize put the counter behind the heap's part.
+    unsafe {
+        let shared = (*scan).rs_parallel;
+        (!shared.is_null()).then(|| &*shared.cast::<u8>().add(size_of::<ParallelBlockTableScanDescData>()).cast())
+    }
+}
+
+/// No `#[pg_guard]` on the way to the heap: nothing here needs dropping, so an ERROR may pass; fragments are behind one.
+pub unsafe extern "C-unwind" fn scan_getnextslot(
+    scan: TableScanDesc,
+    direction: ScanDirection::Type,
+    slot: *mut TupleTableSlot,
+) -> bool {
+    // SAFETY: `scan` was made by scan_begin.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        let forward = direction >= 0;
+        loop {
+            if (*warm).in_fragments {
+                if next_fragment_row(scan, slot, forward) {
+                    return true;
+                }
+                if forward {
+                    return false;
+                }
+                (*warm).in_fragments = false;
+            } else {
+                if heap().scan_getnextslot.unwrap_unchecked()((*warm).inner, direction, slot) {
+                    return true;
+                }
+                if !forward {
+                    return false;
+                }
+                (*warm).in_fragments = true;
+            }
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn next_fragment_row(scan: TableScanDesc, slot: *mut TupleTableSlot, forward: bool) -> bool {
+    // SAFETY: `scan` was made by scan_begin.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        let found = (*(*warm).rows).next((*scan).rs_rd, (*scan).rs_snapshot, slot, forward, claim(scan));
+        if !found {
+            ExecClearTuple(slot);
+        }
+        found
+    }
+}
+
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn parallelscan_estimate(rel: Relation) -> Size {
+    // SAFETY: the arguments are core's.
+    unsafe { guarded(|| heap().parallelscan_estimate.unwrap_unchecked()(rel)) + size_of::<u64>() }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn parallelscan_initialize(rel: Relation, shared: ParallelTableScanDesc) -> Size {
+    // SAFETY: core allocated what parallelscan_estimate said.
+    unsafe {
+        let size = guarded(|| heap().parallelscan_initialize.unwrap_unchecked()(rel, shared));
+        shared.cast::<u8>().add(size_of::<ParallelBlockTableScanDescData>()).cast::<u64>().write(0);
+        size + size_of::<u64>()
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn parallelscan_reinitialize(rel: Relation, shared: ParallelTableScanDesc) {
+    // SAFETY: as above.
+    unsafe {
+        guarded(|| heap().parallelscan_reinitialize.unwrap_unchecked()(rel, shared));
+        shared.cast::<u8>().add(size_of::<ParallelBlockTableScanDescData>()).cast::<u64>().write(0);
+    }
+}
+
+#[cfg(not(feature = "pg18"))]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_bitmap_next_block(scan: TableScanDesc, found: *mut TBMIterateResult) -> bool {
+    // SAFETY: `scan` was made by scan_begin; `found` is the executor's.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        let block = (*found).blockno;
+        if block < tid::FIRST_VIRTUAL_BLOCK {
+            (*warm).bitmap_index = -1;
+            let inner = inner(scan);
+            return guarded(|| heap().scan_bitmap_next_block.unwrap_unchecked()(inner, found));
+        }
+        (*warm).bitmap_block = block;
+        (*warm).bitmap_index = 0;
+        true
+    }
+}
+
+#[cfg(not(feature = "pg18"))]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_bitmap_next_tuple(
+    scan: TableScanDesc,
+    found: *mut TBMIterateResult,
+    slot: *mut TupleTableSlot,
+) -> bool {
+    // SAFETY: `scan` was made by scan_begin; `found` is the executor's, with ntuples offsets if that is not negative.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        if (*warm).bitmap_index < 0 {
+            let inner = inner(scan);
+            return guarded(|| heap().scan_bitmap_next_tuple.unwrap_unchecked()(inner, found, slot));
+        }
+        loop {
+            let i = (*warm).bitmap_index;
+            let offset = if (*found).ntuples >= 0 {
+                if i >= (*found).ntuples {
+                    return false;
+                }
+                *(*found).offsets.as_ptr().add(i as usize)
+            } else {
+                if i as u64 >= tid::ROWS_PER_BLOCK {
+                    return false;
+                }
+                i as u16 + 1
+            };
+            (*warm).bitmap_index += 1;
+            let row_id = u64::from((*warm).bitmap_block - tid::FIRST_VIRTUAL_BLOCK) * tid::ROWS_PER_BLOCK
+                + u64::from(offset)
+                - 1;
+            if fragments::fetch_visible((*scan).rs_rd, row_id, (*scan).rs_snapshot, slot) {
+                return true;
+            }
+        }
+    }
+}
+
+/// TABLESAMPLE: first the blocks of the delta store, then the virtual blocks of the fragments, chosen by the same method.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_sample_next_block(scan: TableScanDesc, state: *mut SampleScanState) -> bool {
+    // SAFETY: `scan` was made by scan_begin.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        let inner = inner(scan);
+        if (*warm).sample_block < 0 && guarded(|| heap().scan_sample_next_block.unwrap_unchecked()(inner, state)) {
+            return true;
+        }
+        super::analyze::sample_next_block(scan, state, &mut (*warm).sample_block)
+    }
+}
+
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_sample_next_tuple(
+    scan: TableScanDesc,
+    state: *mut SampleScanState,
+    slot: *mut TupleTableSlot,
+) -> bool {
+    // SAFETY: `scan` was made by scan_begin.
+    unsafe {
+        let warm = scan.cast::<WarmScan>();
+        if (*warm).sample_block < 0 {
+            let inner = inner(scan);
+            return guarded(|| heap().scan_sample_next_tuple.unwrap_unchecked()(inner, state, slot));
+        }
+        super::analyze::sample_next_tuple(scan, state, slot, (*warm).sample_block)
+    }
+}

@@ -1,0 +1,170 @@
+//! Unique constraints over fragment rows that have no btree entries.
+//!
+//! The btree checks a new key against the delta rows. Against the fragment rows it is checked here, before the row is
+//! inserted or after its new version is. Fragment rows with a given key cannot come into being while somebody writes (a
+//! move takes an exclusive lock), they can only be promoted: then the btree knows the row, and if the promotion has not
+//! ended it is waited for, as a btree waits for an insertion that has not ended.
+
+use super::deletion::{self, RowState};
+use super::fragments::{self, TableFragments};
+use super::index;
+use crate::error::StrataError;
+use crate::pg::tid;
+use pgrx::pg_sys::*;
+use std::string::String;
+use std::cell::Cell;
+
+thread_local! {
+    static KNOWN_UNIQUE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`, in which indexes are built over rows that are known to be unique (a move rebuilds the indexes it found).
+pub fn with_known_unique<R>(f: impl FnOnce() -> R) -> R {
+    struct Reset(bool);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            KNOWN_UNIQUE.set(self.0);
+        }
+    }
+    let _reset = Reset(KNOWN_UNIQUE.replace(true));
+    f()
+}
+
+/// Whether the index that is being built needs no check.
+pub fn building_known_unique() -> bool {
+    KNOWN_UNIQUE.get()
+}
+
+/// Calls `f` with each plain unique index of `rel`, its key attributes and their values in `slot`; keys with a null are
+/// left out.
+unsafe fn for_each_key(rel: Relation, slot: *mut TupleTableSlot, mut f: impl FnMut(Relation, &[i16], &[Datum])) {
+    // SAFETY: `slot` has the descriptor of `rel`.
+    unsafe {
+        for oid in index::index_oids(rel) {
+            let index = index_open(oid, AccessShareLock as i32);
+            let form = &*(*index).rd_index;
+            if form.indisunique && form.indisready && index::is_plain(index) {
+                let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+                let mut values = Vec::with_capacity(attnums.len());
+                for attnum in attnums {
+                    if (*slot).tts_nvalid < *attnum {
+                        slot_getsomeattrs_int(slot, i32::from(*attnum));
+                    }
+                    if *(*slot).tts_isnull.add(*attnum as usize - 1) {
+                        break;
+                    }
+                    values.push(*(*slot).tts_values.add(*attnum as usize - 1));
+                }
+                if values.len() == attnums.len() {
+                    f(index, attnums, &values);
+                }
+            }
+            index_close(index, NoLock as i32);
+        }
+    }
+}
+
+/// The fragment rows with one of the keys in `slot` that no committed promotion has moved; waits for open ones.
+unsafe fn live_rows(rel: Relation, table: &TableFragments, attnums: &[i16], values: &[Datum]) -> Vec<u64> {
+    // SAFETY: `rel` is open; the values are of the attributes' types.
+    unsafe {
+        let mut rows = table.lookup(rel, attnums, values);
+        rows.retain(|row_id| {
+            loop {
+                match deletion::latest((*rel).rd_id, *row_id) {
+                    RowState::Live => return true,
+                    RowState::Promoted(_) => return false,
+                    RowState::InProgress(xid) => {
+                        let mut at = tid::from_row_id(*row_id);
+                        XactLockTableWait(xid, rel, &mut at, XLTW_Oper::XLTW_InsertIndex);
+                    }
+                }
+            }
+        });
+        rows
+    }
+}
+
+/// Raises a unique violation if a fragment row has a key of the row in `slot`.
+///
+/// # Safety
+/// `rel` is open; `slot` has its descriptor.
+pub unsafe fn check_fragments(rel: Relation, slot: *mut TupleTableSlot) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(table) = fragments::of(rel) else { return };
+        for_each_key(rel, slot, |index, attnums, values| {
+            if !live_rows(rel, &table, attnums, values).is_empty() {
+                violation(index, values);
+            }
+        });
+    }
+}
+
+/// The fragment rows that share a key with the row in `slot`.
+///
+/// # Safety
+/// As for [`check_fragments`].
+pub unsafe fn conflicting(rel: Relation, slot: *mut TupleTableSlot) -> Vec<u64> {
+    let mut rows = Vec::new();
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let Some(table) = fragments::of(rel) {
+            for_each_key(rel, slot, |_, attnums, values| rows.extend(live_rows(rel, &table, attnums, values)));
+        }
+    }
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}
+
+/// Raises the error that the btree would have raised.
+unsafe fn violation(index: Relation, values: &[Datum]) -> ! {
+    // SAFETY: the arrays have room for INDEX_MAX_KEYS keys; BuildIndexValueDescription returns NULL or a C string.
+    unsafe {
+        let mut keys = [Datum::null(); INDEX_MAX_KEYS as usize];
+        keys[..values.len()].copy_from_slice(values);
+        let nulls = [false; INDEX_MAX_KEYS as usize];
+        let description = BuildIndexValueDescription(index, keys.as_ptr().cast_mut(), nulls.as_ptr().cast_mut());
+        let detail = (!description.is_null())
+            .then(|| format!("Key {} already exists.", std::ffi::CStr::from_ptr(description).to_string_lossy()));
+        let name = std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned();
+        StrataError::DuplicateKey { constraint: name, detail }.raise()
+    }
+}
+
+/// Raises a unique violation if two rows of the table, fragments included, have the same key of `index`, which is being
+/// built.
+///
+/// # Safety
+/// `rel` and `index` are open; the index is not ready, so that the query below does not use it.
+pub unsafe fn check_whole_table(rel: Relation, index: Relation) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let form = &*(*index).rd_index;
+        let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+        let columns: Vec<String> = attnums
+            .iter()
+            .map(|a| {
+                let name = get_attname((*rel).rd_id, *a, false);
+                std::ffi::CStr::from_ptr(quote_identifier(name)).to_string_lossy().into_owned()
+            })
+            .collect();
+        let not_null: Vec<String> = columns.iter().map(|c| format!("{c} IS NOT NULL")).collect();
+        let key = columns.join(", ");
+        let query = format!(
+            "SELECT pg_catalog.format('(%s)=(%s)', '{literal}', pg_catalog.concat_ws(', ', {key})) FROM ONLY {table} WHERE {condition} GROUP BY {key} HAVING pg_catalog.count(*) > 1 LIMIT 1",
+            literal = key.replace('\'', "''"),
+            table = crate::pg::qualified_name((*rel).rd_id),
+            condition = not_null.join(" AND "),
+        );
+        if let Ok(Some(duplicate)) = pgrx::Spi::get_one::<String>(&query) {
+            let name = std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr());
+            StrataError::CannotCreateUnique {
+                index: name.to_string_lossy().into_owned(),
+                detail: format!("Key {duplicate} is duplicated."),
+            }
+            .raise()
+        }
+    }
+}

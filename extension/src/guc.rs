@@ -1,0 +1,138 @@
+//! Configuration parameters (`strata.*`).
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::ffi::CString;
+use std::path::PathBuf;
+
+/// `strata.store`
+pub static STORE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+/// `strata.agent_socket`
+pub static AGENT_SOCKET: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+/// `strata.agent_timeout`, seconds
+pub static AGENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60);
+/// `strata.failpoint`
+pub static FAILPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+/// `strata.enable_warm_scan`
+pub static ENABLE_WARM_SCAN: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// `strata.enable_aggregate_pushdown`
+pub static ENABLE_AGGREGATE_PUSHDOWN: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// `strata.enable_promoter`
+pub static ENABLE_PROMOTER: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// `strata.policy_interval`, seconds
+pub static POLICY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
+/// `strata.swap_timeout`, seconds
+pub static SWAP_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(300);
+/// `strata.fragment_rows`
+pub static FRAGMENT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000_000);
+
+/// The store: the setting, or the data directory's path with `.strata` behind it.
+pub fn store_directory() -> PathBuf {
+    match STORE.get() {
+        Some(path) if !path.is_empty() => PathBuf::from(path.to_string_lossy().into_owned()),
+        _ => {
+            // SAFETY: DataDir is set before any backend runs.
+            let data = unsafe { std::ffi::CStr::from_ptr(pgrx::pg_sys::DataDir) };
+            PathBuf::from(format!("{}.strata", data.to_string_lossy().trim_end_matches('/')))
+        }
+    }
+}
+
+/// The agent's socket: the setting, or `agent.sock` in the store.
+pub fn agent_socket() -> PathBuf {
+    match AGENT_SOCKET.get() {
+        Some(path) if !path.is_empty() => PathBuf::from(path.to_string_lossy().into_owned()),
+        _ => store_directory().join("agent.sock"),
+    }
+}
+
+/// Defines the parameters; called once when the library is loaded.
+pub fn register() {
+    GucRegistry::define_string_guc(
+        c"strata.store",
+        c"Folder of the fragments of warm tables.",
+        c"Empty: the data directory's path with .strata behind it.",
+        &STORE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"strata.agent_socket",
+        c"Unix socket of the strata agent.",
+        c"Empty: agent.sock in the store.",
+        &AGENT_SOCKET,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"strata.agent_timeout",
+        c"Longest time without a word from the agent.",
+        c"After it a statement that waits for the agent fails.",
+        &AGENT_TIMEOUT,
+        1,
+        86_400,
+        GucContext::Userset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_string_guc(
+        c"strata.failpoint",
+        c"Named places where the server dies, fails or waits, for tests.",
+        c"NAME=kill, NAME=error or NAME=sleep:MS, separated by commas.",
+        &FAILPOINT,
+        GucContext::Suset,
+        GucFlags::NO_SHOW_ALL,
+    );
+    GucRegistry::define_bool_guc(
+        c"strata.enable_warm_scan",
+        c"Enables the planner's use of WarmScan.",
+        c"When off, warm tables are read row by row like heap tables.",
+        &ENABLE_WARM_SCAN,
+        GucContext::Userset,
+        GucFlags::EXPLAIN,
+    );
+    GucRegistry::define_bool_guc(
+        c"strata.enable_aggregate_pushdown",
+        c"Enables aggregation inside the scan of warm tables.",
+        c"",
+        &ENABLE_AGGREGATE_PUSHDOWN,
+        GucContext::Userset,
+        GucFlags::EXPLAIN,
+    );
+    GucRegistry::define_bool_guc(
+        c"strata.enable_promoter",
+        c"Promotes fragment rows in a transaction of their own.",
+        c"When off, the changing transaction does it, and others that want the row wait for its end.",
+        &ENABLE_PROMOTER,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"strata.policy_interval",
+        c"Time between two runs of the tiering policies.",
+        c"0 turns the background runs off; CALL strata.run_policies() still works.",
+        &POLICY_INTERVAL,
+        0,
+        86_400,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"strata.swap_timeout",
+        c"Longest time that a move tries to get its exclusive lock.",
+        c"It asks for it in short attempts, so that others are not held up.",
+        &SWAP_TIMEOUT,
+        1,
+        86_400,
+        GucContext::Userset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"strata.fragment_rows",
+        c"Most rows of a new fragment.",
+        c"",
+        &FRAGMENT_ROWS,
+        1,
+        16_000_000,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+}

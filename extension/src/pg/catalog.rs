@@ -1,0 +1,371 @@
+//! Reading and writing schema `strata` from inside the access method.
+//!
+//! The access method cannot use SQL here: it runs below the executor, for users who hold no privilege on the catalog, and
+//! with snapshots and command ids that only it knows. So it scans and inserts with the system-table functions.
+//! OIDs are looked up once and kept until an invalidation says that one of the tables is gone.
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::{Datum, Oid};
+use std::cell::Cell;
+use std::ptr::null_mut;
+
+/// OIDs of the catalog's tables and indexes in this database.
+#[derive(Clone, Copy, Debug)]
+pub struct Oids {
+    /// `strata.fragment`
+    pub fragment: Oid,
+    /// Its index on (relid, filenode, first_row_id).
+    pub fragment_relid: Oid,
+    /// `strata.deletion`
+    pub deletion: Oid,
+    /// Its index on (relid, row_id).
+    pub deletion_row: Oid,
+    /// Its index on (relid, delta).
+    pub deletion_delta: Oid,
+}
+
+thread_local! {
+    static OIDS: Cell<Option<Oids>> = const { Cell::new(None) };
+}
+
+/// Forgets the OIDs when one of the tables changed; called for every relation-cache invalidation.
+pub fn invalidate(relid: Oid) {
+    OIDS.with(|cell| {
+        if let Some(o) = cell.get()
+            && (relid == Oid::INVALID || [o.fragment, o.fragment_relid, o.deletion, o.deletion_row, o.deletion_delta].contains(&relid))
+        {
+            cell.set(None);
+        }
+    });
+}
+
+/// The catalog's OIDs, or None where the extension is not created in this database.
+pub fn oids() -> Option<Oids> {
+    if let Some(o) = OIDS.get() {
+        return Some(o);
+    }
+    // SAFETY: system-cache look-ups by name; a transaction is in progress.
+    unsafe {
+        let space = pg_sys::get_namespace_oid(c"strata".as_ptr(), true);
+        if space == Oid::INVALID {
+            return None;
+        }
+        let find = |name: &std::ffi::CStr| {
+            let oid = pg_sys::get_relname_relid(name.as_ptr(), space);
+            (oid != Oid::INVALID).then_some(oid)
+        };
+        let oids = Oids {
+            fragment: find(c"fragment")?,
+            fragment_relid: find(c"fragment_relid")?,
+            deletion: find(c"deletion")?,
+            deletion_row: find(c"deletion_row")?,
+            deletion_delta: find(c"deletion_delta")?,
+        };
+        OIDS.set(Some(oids));
+        Some(oids)
+    }
+}
+
+/// A row of `strata.fragment`.
+#[derive(Clone, Debug)]
+pub struct FragmentRow {
+    /// `fragment_id`
+    pub fragment_id: i64,
+    /// BLAKE3 of the file, hexadecimal.
+    pub hash: String,
+    /// Row id of the fragment's first row.
+    pub first_row_id: u64,
+    /// Number of rows.
+    pub row_count: u64,
+    /// Size of the file.
+    pub bytes: u64,
+}
+
+/// An index scan of a catalog table: the system-table scan, closed on drop.
+///
+/// It reads with SnapshotAny and asks for each tuple whether the snapshot sees it. So a serializable transaction takes no
+/// predicate locks on the catalog: two transactions that change different rows of one warm table have no conflict, as
+/// on a heap. What conflicts is decided per row in `am::ssi`. (Rows here are never updated, so there are no HOT chains.)
+struct SysScan {
+    rel: pg_sys::Relation,
+    desc: pg_sys::SysScanDesc,
+    snapshot: pg_sys::Snapshot,
+}
+
+impl SysScan {
+    /// Scans `table` through `index` for rows whose first index columns equal `keys` (attribute number, equality
+    /// function, value); `snapshot` null means a fresh catalog snapshot.
+    unsafe fn new(table: Oid, index: Oid, keys: &[(i16, u32, Datum)], snapshot: pg_sys::Snapshot) -> Self {
+        // SAFETY: the OIDs are of the catalog's tables; systable_beginscan copies the keys.
+        unsafe {
+            let rel = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
+            let mut scankeys = [pg_sys::ScanKeyData::default(); 3];
+            for (key, (attnum, proc_, value)) in scankeys.iter_mut().zip(keys) {
+                pg_sys::ScanKeyInit(key, *attnum, pg_sys::BTEqualStrategyNumber as u16, Oid::from(*proc_), *value);
+            }
+            let any = if snapshot.is_null() { null_mut() } else { &raw mut pg_sys::SnapshotAnyData };
+            let desc =
+                pg_sys::systable_beginscan(rel, index, true, any, keys.len() as i32, scankeys.as_mut_ptr());
+            Self { rel, desc, snapshot }
+        }
+    }
+
+    unsafe fn next(&mut self) -> Option<pg_sys::HeapTuple> {
+        // SAFETY: the scan is open; the tuple lives until the next call; the scan's slot holds the same tuple.
+        unsafe {
+            loop {
+                let tuple = pg_sys::systable_getnext(self.desc);
+                if tuple.is_null() {
+                    return None;
+                }
+                if self.snapshot.is_null()
+                    || pg_sys::table_tuple_satisfies_snapshot(self.rel, (*self.desc).slot, self.snapshot)
+                {
+                    return Some(tuple);
+                }
+            }
+        }
+    }
+
+    fn tupdesc(&self) -> pg_sys::TupleDesc {
+        // SAFETY: the relation is open.
+        unsafe { (*self.rel).rd_att }
+    }
+}
+
+impl Drop for SysScan {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened in `new`, closed once; after an ERROR the resource owner does it.
+            unsafe {
+                pg_sys::systable_endscan(self.desc);
+                pg_sys::table_close(self.rel, pg_sys::AccessShareLock as i32);
+            }
+        }
+    }
+}
+
+/// The fragments of relation file `filenode` of table `relid`, by first row id.
+pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
+    let Some(oids) = oids() else { return Vec::new() };
+    let mut rows = Vec::new();
+    // SAFETY: the attribute numbers and types are those of sql/schema/20_tables.sql; the columns read are NOT NULL.
+    unsafe {
+        let keys = [
+            (2, pg_sys::F_OIDEQ, Datum::from(relid)),
+            (3, pg_sys::F_OIDEQ, Datum::from(filenode)),
+        ];
+        let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &keys, null_mut());
+        while let Some(tuple) = scan.next() {
+            let mut values = [Datum::null(); 10];
+            let mut nulls = [false; 10];
+            pg_sys::heap_deform_tuple(tuple, scan.tupdesc(), values.as_mut_ptr(), nulls.as_mut_ptr());
+            let text = pg_sys::text_to_cstring(values[3].cast_mut_ptr());
+            rows.push(FragmentRow {
+                fragment_id: values[0].value() as i64,
+                hash: std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned(),
+                first_row_id: values[4].value() as u64,
+                row_count: values[5].value() as u64,
+                bytes: values[6].value() as u64,
+            });
+        }
+    }
+    rows.sort_by_key(|r| r.first_row_id);
+    rows
+}
+
+/// A row of `strata.deletion` with what its tuple says of its writer.
+#[derive(Clone, Copy, Debug)]
+pub struct Deletion {
+    /// The deleted fragment row.
+    pub row_id: u64,
+    /// The relation file in which `delta` is.
+    pub filenode: Oid,
+    /// The delta row that took its place.
+    pub delta: pg_sys::ItemPointerData,
+    /// The transaction that wrote it.
+    pub xmin: pg_sys::TransactionId,
+    /// The command that wrote it, if `xmin` is the current transaction.
+    pub own_command: Option<pg_sys::CommandId>,
+}
+
+/// A scan of the deletion vectors of one table.
+pub struct DeletionScan(SysScan);
+
+impl DeletionScan {
+    /// All deletions of `relid`, or those of one row, that `snapshot` sees.
+    ///
+    /// # Safety
+    /// `snapshot` outlives the scan.
+    pub unsafe fn new(oids: &Oids, relid: Oid, row_id: Option<u64>, snapshot: pg_sys::Snapshot) -> Self {
+        let keys = [
+            (1, pg_sys::F_OIDEQ, Datum::from(relid)),
+            (2, pg_sys::F_INT8EQ, Datum::from(row_id.unwrap_or(0) as i64)),
+        ];
+        let n = if row_id.is_some() { 2 } else { 1 };
+        // SAFETY: index and keys fit the table.
+        Self(unsafe { SysScan::new(oids.deletion, oids.deletion_row, &keys[..n], snapshot) })
+    }
+
+    /// The deletions whose delta row is (or was) at `delta`.
+    ///
+    /// # Safety
+    /// `snapshot` and `delta` outlive the scan.
+    pub unsafe fn by_delta(
+        oids: &Oids,
+        relid: Oid,
+        delta: &pg_sys::ItemPointerData,
+        snapshot: pg_sys::Snapshot,
+    ) -> Self {
+        let keys = [
+            (1, pg_sys::F_OIDEQ, Datum::from(relid)),
+            (4, pg_sys::F_TIDEQ, Datum::from(std::ptr::from_ref(delta).cast_mut())),
+        ];
+        // SAFETY: index and keys fit the table.
+        Self(unsafe { SysScan::new(oids.deletion, oids.deletion_delta, &keys, snapshot) })
+    }
+}
+
+impl Iterator for DeletionScan {
+    type Item = Deletion;
+
+    fn next(&mut self) -> Option<Deletion> {
+        // SAFETY: the table's columns are fixed-width and NOT NULL; the tuple lives until the next call.
+        unsafe {
+            let tuple = self.0.next()?;
+            let mut values = [Datum::null(); 4];
+            let mut nulls = [false; 4];
+            pg_sys::heap_deform_tuple(tuple, self.0.tupdesc(), values.as_mut_ptr(), nulls.as_mut_ptr());
+            let header = (*tuple).t_data;
+            let xmin = super::compat::tuple_xmin(header);
+            let own = pg_sys::TransactionIdIsCurrentTransactionId(xmin);
+            Some(Deletion {
+                row_id: values[1].value() as u64,
+                filenode: Oid::from(values[2].value() as u32),
+                delta: *values[3].cast_mut_ptr::<pg_sys::ItemPointerData>(),
+                xmin,
+                own_command: own.then(|| pg_sys::HeapTupleHeaderGetCmin(header)),
+            })
+        }
+    }
+}
+
+/// Inserts a row into `strata.deletion` with the command id `cid`.
+///
+/// `frozen` makes it visible to every snapshot at once: only for a table file that this transaction made, so that nobody
+/// else can look at it before the commit.
+pub fn insert_deletion(
+    oids: &Oids,
+    relid: Oid,
+    row_id: u64,
+    filenode: Oid,
+    delta: &pg_sys::ItemPointerData,
+    cid: pg_sys::CommandId,
+    frozen: bool,
+) {
+    let mut tid = *delta;
+    let mut values =
+        [Datum::from(relid), Datum::from(row_id as i64), Datum::from(filenode), Datum::from(&raw mut tid)];
+    let mut nulls = [false; 4];
+    // SAFETY: values fit the table's columns; both indexes are plain btrees on columns of this tuple.
+    unsafe {
+        let rel = pg_sys::table_open(oids.deletion, pg_sys::RowExclusiveLock as i32);
+        let tuple = pg_sys::heap_form_tuple((*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        let mut options = pg_sys::HEAP_INSERT_NO_LOGICAL as i32;
+        if frozen {
+            options |= pg_sys::HEAP_INSERT_FROZEN as i32;
+        }
+        pg_sys::heap_insert(rel, tuple, cid, options, null_mut());
+        for (index, attrs) in [(oids.deletion_row, [0usize, 1]), (oids.deletion_delta, [0, 3])] {
+            let index = pg_sys::index_open(index, pg_sys::RowExclusiveLock as i32);
+            let mut keys = attrs.map(|a| values[a]);
+            let mut isnull = [false; 2];
+            pg_sys::index_insert(
+                index,
+                keys.as_mut_ptr(),
+                isnull.as_mut_ptr(),
+                &mut (*tuple).t_self,
+                rel,
+                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+                false,
+                null_mut(),
+            );
+            pg_sys::index_close(index, pg_sys::NoLock as i32);
+        }
+        pg_sys::heap_freetuple(tuple);
+        pg_sys::table_close(rel, pg_sys::NoLock as i32);
+    }
+}
+
+/// Runs `f` with the rights of the bootstrap superuser, who owns the catalog: for statements on schema `strata` whose
+/// text is a constant of this library, on behalf of users who hold no privilege on it.
+pub fn as_owner<R>(f: impl FnOnce() -> R) -> R {
+    let (mut user, mut context) = (Oid::INVALID, 0);
+    // SAFETY: an ERROR ends the (sub)transaction, which restores the user as well.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+            context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32 | pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
+        );
+        let result = f();
+        pg_sys::SetUserIdAndSecContext(user, context);
+        result
+    }
+}
+
+/// A statement on the catalog, with arguments; returns the first column of the first row if there is one.
+pub fn execute(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Option<i64> {
+    as_owner(|| {
+        pgrx::Spi::connect_mut(|client| match client.update(sql, None, args) {
+            Ok(table) => table.first().get_one::<i64>().ok().flatten(),
+            Err(e) => pgrx::error!("strata catalog: {e}"),
+        })
+    })
+}
+
+/// Records the fragments of one file of a table for another file of it.
+pub fn copy_file(relid: Oid, from: Oid, to: Oid) {
+    execute(
+        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn) \
+         SELECT relid, $3, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn \
+         FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 ORDER BY first_row_id",
+        &[relid.into(), from.into(), to.into()],
+    );
+}
+
+/// Removes the fragments of a file from the catalog.
+pub fn forget_file(relid: Oid, filenode: Oid) {
+    execute(
+        "DELETE FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2",
+        &[relid.into(), filenode.into()],
+    );
+}
+
+/// Reserves `rows` row ids of a table; returns the first.
+pub fn reserve_row_ids(relid: Oid, rows: u64) -> u64 {
+    let next = execute(
+        "INSERT INTO strata.warm_table AS t (relid, next_row_id) VALUES ($1, $2) \
+         ON CONFLICT (relid) DO UPDATE SET next_row_id = t.next_row_id OPERATOR(pg_catalog.+) excluded.next_row_id \
+         RETURNING next_row_id",
+        &[relid.into(), (rows as i64).into()],
+    );
+    next.unwrap_or(rows as i64) as u64 - rows
+}
+
+/// Records a fragment of a table's file.
+pub fn record_fragment(relid: Oid, filenode: Oid, row: &FragmentRow, heap_bytes: u64) {
+    execute(
+        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        &[
+            relid.into(),
+            filenode.into(),
+            row.hash.as_str().into(),
+            (row.first_row_id as i64).into(),
+            (row.row_count as i64).into(),
+            (row.bytes as i64).into(),
+            (heap_bytes as i64).into(),
+        ],
+    );
+}

@@ -1,0 +1,236 @@
+//! The differences between PostgreSQL 15, 16, 17 and 18, in one place.
+
+use pgrx::pg_sys;
+
+/// The relation file number of an open relation.
+///
+/// # Safety
+/// `rel` is open.
+pub unsafe fn filenode(rel: pg_sys::Relation) -> pg_sys::Oid {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return (*rel).rd_node.relNode;
+        #[cfg(not(feature = "pg15"))]
+        return (*rel).rd_locator.relNumber;
+    }
+}
+
+/// The inserting transaction of a tuple, frozen or not (`HeapTupleHeaderGetXmin`).
+///
+/// # Safety
+/// `header` is a valid on-disk tuple header.
+pub unsafe fn tuple_xmin(header: pg_sys::HeapTupleHeader) -> pg_sys::TransactionId {
+    const FROZEN: u16 = (pg_sys::HEAP_XMIN_COMMITTED | pg_sys::HEAP_XMIN_INVALID) as u16;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (*header).t_infomask & FROZEN == FROZEN {
+            pg_sys::FrozenTransactionId
+        } else {
+            (*header).t_choice.t_heap.t_xmin
+        }
+    }
+}
+
+/// The attribute `i` (from 0) of a tuple descriptor.
+///
+/// # Safety
+/// `i` is below the descriptor's number of attributes.
+pub unsafe fn attribute<'a>(tupdesc: pg_sys::TupleDesc, i: usize) -> &'a pg_sys::FormData_pg_attribute {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return &*(*tupdesc).attrs.as_ptr().add(i);
+        #[cfg(feature = "pg18")]
+        return &*pg_sys::TupleDescAttr(tupdesc, i as i32);
+    }
+}
+
+/// `heap_fetch` with SnapshotAny; on success the tuple's buffer is pinned.
+///
+/// # Safety
+/// `rel` is open and `tuple.t_self` names a place in it.
+pub unsafe fn heap_fetch_any(
+    rel: pg_sys::Relation,
+    tuple: &mut pg_sys::HeapTupleData,
+    buffer: &mut pg_sys::Buffer,
+) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::heap_fetch(rel, &raw mut pg_sys::SnapshotAnyData, tuple, buffer, false)
+    }
+}
+
+/// What `tuple_update` reports about the indexes.
+#[cfg(feature = "pg15")]
+pub type UpdateIndexes = bool;
+/// What `tuple_update` reports about the indexes.
+#[cfg(not(feature = "pg15"))]
+pub type UpdateIndexes = pg_sys::TU_UpdateIndexes::Type;
+
+/// The subtransaction of this transaction in which the relation got its file, or InvalidSubTransactionId.
+///
+/// # Safety
+/// `rel` is open.
+pub unsafe fn new_file_subid(rel: pg_sys::Relation) -> pg_sys::SubTransactionId {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return (*rel).rd_newRelfilenodeSubid;
+        #[cfg(not(feature = "pg15"))]
+        return (*rel).rd_newRelfilelocatorSubid;
+    }
+}
+
+/// Whether a unique index counts nulls as equal.
+pub fn nulls_not_distinct(form: &pg_sys::FormData_pg_index) -> bool {
+    form.indnullsnotdistinct
+}
+
+/// `GetPerTupleExprContext`
+///
+/// # Safety
+/// `estate` is valid.
+pub unsafe fn per_tuple_context(estate: *mut pg_sys::EState) -> *mut pg_sys::ExprContext {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (*estate).es_per_tuple_exprcontext.is_null() {
+            pg_sys::MakePerTupleExprContext(estate)
+        } else {
+            (*estate).es_per_tuple_exprcontext
+        }
+    }
+}
+
+/// `ExecQual` on a qualification that is not null.
+///
+/// # Safety
+/// `qual` was prepared by ExecPrepareQual or ExecInitQual; `econtext` holds its tuple.
+pub unsafe fn exec_qual(qual: *mut pg_sys::ExprState, econtext: *mut pg_sys::ExprContext) -> bool {
+    if qual.is_null() {
+        return true;
+    }
+    let mut is_null = false;
+    // SAFETY: the caller's promise; evalfunc is set once an expression is prepared.
+    unsafe {
+        let old = pg_sys::MemoryContextSwitchTo((*econtext).ecxt_per_tuple_memory);
+        let result = super::guarded(|| (*qual).evalfunc.unwrap_unchecked()(qual, econtext, &mut is_null));
+        pg_sys::MemoryContextSwitchTo(old);
+        !is_null && result.value() != 0
+    }
+}
+
+/// Where a relation file is.
+#[cfg(feature = "pg15")]
+pub type FileLocator = pg_sys::RelFileNode;
+/// Where a relation file is.
+#[cfg(not(feature = "pg15"))]
+pub type FileLocator = pg_sys::RelFileLocator;
+
+/// The relation file number of a locator.
+pub fn file_number(locator: &FileLocator) -> pg_sys::Oid {
+    #[cfg(feature = "pg15")]
+    return locator.relNode;
+    #[cfg(not(feature = "pg15"))]
+    return locator.relNumber;
+}
+
+/// Whether the current user owns a relation, or is a superuser.
+pub fn is_owner(relid: pg_sys::Oid) -> bool {
+    // SAFETY: system-cache look-ups.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return pg_sys::pg_class_ownercheck(relid, pg_sys::GetUserId());
+        #[cfg(not(feature = "pg15"))]
+        return pg_sys::object_ownercheck(pg_sys::RelationRelationId, relid, pg_sys::GetUserId());
+    }
+}
+
+/// `pg_total_relation_size`
+///
+/// # Safety
+/// `relid` is a relation.
+pub unsafe fn total_relation_size(relid: pg_sys::Oid) -> i64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pgrx::direct_function_call::<i64>(pg_sys::pg_total_relation_size, &[Some(pg_sys::Datum::from(relid))])
+            .unwrap_or(0)
+    }
+}
+
+/// The last line pointer of a page.
+///
+/// # Safety
+/// `page` is a locked heap page.
+pub unsafe fn max_offset(page: pg_sys::Page) -> pg_sys::OffsetNumber {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let header = page.cast::<pg_sys::PageHeaderData>();
+        let lower = (*header).pd_lower as usize;
+        let start = std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp);
+        (lower.saturating_sub(start) / size_of::<pg_sys::ItemIdData>()) as pg_sys::OffsetNumber
+    }
+}
+
+/// A line pointer of a page.
+///
+/// # Safety
+/// `page` is a locked heap page with that offset.
+pub unsafe fn item_id(page: pg_sys::Page, offset: pg_sys::OffsetNumber) -> *const pg_sys::ItemIdData {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let start = std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp);
+        page.cast::<u8>().add(start).cast::<pg_sys::ItemIdData>().add(offset as usize - 1)
+    }
+}
+
+/// The LSN of a page.
+///
+/// # Safety
+/// `page` is a locked page.
+pub unsafe fn page_lsn(page: pg_sys::Page) -> pg_sys::XLogRecPtr {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lsn = (*page.cast::<pg_sys::PageHeaderData>()).pd_lsn;
+        (u64::from(lsn.xlogid) << 32) | u64::from(lsn.xrecoff)
+    }
+}
+
+/// The OID of an access method.
+pub fn access_method_oid(name: &std::ffi::CStr) -> pg_sys::Oid {
+    // SAFETY: system-cache look-up; raises an ERROR if it is missing.
+    unsafe { pg_sys::get_am_oid(name.as_ptr(), false) }
+}
+
+/// Takes a lock if it can be had within `ms` milliseconds. The lock is the current transaction's.
+pub fn lock_with_timeout(relid: pg_sys::Oid, mode: pg_sys::LOCKMODE, ms: u64) -> bool {
+    // SAFETY: an internal subtransaction around the wait, as PL/pgSQL's exception blocks do; `LockTimeout` is what
+    // lock_timeout sets.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        let timeout = pg_sys::LockTimeout;
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let locked = pgrx::PgTryBuilder::new(|| {
+            pg_sys::LockTimeout = ms as i32;
+            pg_sys::LockRelationOid(relid, mode);
+            true
+        })
+        .catch_when(pgrx::PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| false)
+        .finally(|| pg_sys::LockTimeout = timeout)
+        .execute();
+        if locked {
+            pg_sys::ReleaseCurrentSubTransaction();
+        } else {
+            pg_sys::MemoryContextSwitchTo(context);
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+        locked
+    }
+}
+
+/// `AddinShmemInitLock` in the array of named locks (`lwlocknames.h`).
+pub const ADDIN_SHMEM_INIT_LOCK: usize = 21;

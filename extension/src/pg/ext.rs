@@ -1,0 +1,66 @@
+//! Functions of PostgreSQL that pgrx does not bind. Call them through [`super::guarded`].
+
+use core::ffi::{c_char, c_int, c_void};
+use pgrx::pg_sys::*;
+
+/// State of a heap rewrite (`rewriteheap.c`); opaque.
+#[repr(C)]
+pub struct RewriteStateData {
+    _opaque: [u8; 0],
+}
+/// Handle of a heap rewrite.
+pub type RewriteState = *mut RewriteStateData;
+
+unsafe extern "C-unwind" {
+    /// `cluster.c`: a transient table with the shape of `old`.
+    #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17", feature = "pg18"))]
+    pub fn make_new_heap(old: Oid, tablespace: Oid, access_method: Oid, persistence: c_char, lock: LOCKMODE) -> Oid;
+    /// `cluster.c`: swaps the files of `old` and `new`, rebuilds the indexes of `old` and drops `new`.
+    pub fn finish_heap_swap(
+        old: Oid,
+        new: Oid,
+        is_system_catalog: bool,
+        swap_toast_by_content: bool,
+        check_constraints: bool,
+        is_internal: bool,
+        frozen_xid: TransactionId,
+        cutoff_multi: MultiXactId,
+        persistence: c_char,
+    );
+    /// `rewriteheap.c`
+    pub fn begin_heap_rewrite(
+        old: Relation,
+        new: Relation,
+        oldest_xmin: TransactionId,
+        freeze_xid: TransactionId,
+        cutoff_multi: MultiXactId,
+    ) -> RewriteState;
+    /// `rewriteheap.c`
+    pub fn end_heap_rewrite(state: RewriteState);
+    /// `rewriteheap.c`
+    pub fn rewrite_heap_tuple(state: RewriteState, old: HeapTuple, new: HeapTuple);
+    /// `rewriteheap.c`
+    pub fn rewrite_heap_dead_tuple(state: RewriteState, old: HeapTuple) -> bool;
+    /// `predicate.c`
+    pub fn PredicateLockTID(relation: Relation, tid: ItemPointer, snapshot: Snapshot, tuple_xid: TransactionId);
+    /// `predicate.c`
+    pub fn PredicateLockRelation(relation: Relation, snapshot: Snapshot);
+    /// `predicate.c`
+    pub fn CheckForSerializableConflictIn(relation: Relation, tid: ItemPointer, blkno: BlockNumber);
+    /// `nodeFuncs.c`
+    #[cfg(feature = "pg15")]
+    pub fn planstate_tree_walker(
+        planstate: *mut PlanState,
+        walker: Option<unsafe extern "C-unwind" fn(*mut PlanState, *mut c_void) -> bool>,
+        context: *mut c_void,
+    ) -> bool;
+    /// `datum.c`
+    pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
+    /// `datum.c`
+    pub fn datumIsEqual(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
+    /// `postgres.c`
+    pub fn die(signal: c_int);
+}
+
+/// `InvalidSubTransactionId` (c.h)
+pub const INVALID_SUBTRANSACTION_ID: SubTransactionId = 0;

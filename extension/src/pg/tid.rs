@@ -1,0 +1,50 @@
+//! Row ids and virtual TIDs.
+//!
+//! A fragment row has no place in a heap block, but everything in PostgreSQL names a row by its TID. So a row id maps 1:1
+//! to a TID in blocks from 2^31 up, 291 rows a block (the most that a TID bitmap takes).
+
+use pgrx::pg_sys::{self, BlockIdData, ItemPointerData};
+
+/// The first virtual block.
+pub const FIRST_VIRTUAL_BLOCK: u32 = 1 << 31;
+/// Rows in a virtual block: `MaxHeapTuplesPerPage` at 8 kB, which is what a TID bitmap accepts.
+pub const ROWS_PER_BLOCK: u64 = 291;
+/// Row ids are below this; the last block number is `InvalidBlockNumber` and stays unused.
+pub const ROW_ID_LIMIT: u64 = ((1 << 31) - 1) * ROWS_PER_BLOCK;
+
+/// The virtual TID of a row id (which must be below [`ROW_ID_LIMIT`]).
+#[inline]
+pub fn from_row_id(row_id: u64) -> ItemPointerData {
+    debug_assert!(row_id < ROW_ID_LIMIT);
+    let block = FIRST_VIRTUAL_BLOCK + (row_id / ROWS_PER_BLOCK) as u32;
+    ItemPointerData {
+        ip_blkid: BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: (block & 0xffff) as u16 },
+        ip_posid: (row_id % ROWS_PER_BLOCK) as u16 + 1,
+    }
+}
+
+/// The block number of a TID.
+#[inline]
+pub fn block(tid: &ItemPointerData) -> u32 {
+    (u32::from(tid.ip_blkid.bi_hi) << 16) | u32::from(tid.ip_blkid.bi_lo)
+}
+
+/// The row id of a virtual TID; None for a TID of the delta store. A special offset (above 291) is no row.
+#[inline]
+pub fn row_id(tid: &ItemPointerData) -> Option<u64> {
+    let block = block(tid);
+    if block < FIRST_VIRTUAL_BLOCK || block == pg_sys::InvalidBlockNumber {
+        return None;
+    }
+    Some(u64::from(block - FIRST_VIRTUAL_BLOCK) * ROWS_PER_BLOCK + u64::from(tid.ip_posid) - 1)
+}
+
+/// [`row_id`] for the pointer that a callback got.
+///
+/// # Safety
+/// `tid` points to a TID.
+#[inline]
+pub unsafe fn row_id_at(tid: pg_sys::ItemPointer) -> Option<u64> {
+    // SAFETY: the caller's promise.
+    row_id(unsafe { &*tid })
+}

@@ -1,0 +1,2 @@
+//! Planner hooks.
+pub fn init() {}

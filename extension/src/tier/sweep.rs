@@ -1,0 +1,76 @@
+//! Removing what no table needs any more: catalog rows of dropped, truncated and rewritten tables, and files without a row.
+//!
+//! After DROP, TRUNCATE or a rewrite the rows of the old file stay in `strata.fragment` until here, so that a rollback finds
+//! them and a crash loses nothing. A file goes only when no row names it and it is older than an hour: a running move writes
+//! files before it inserts their rows. Files are removed after the sweeping transaction has committed: it may have dropped
+//! the table itself, and roll back.
+
+use crate::am::fragments;
+use crate::pg::{catalog, failpoint};
+use pgrx::{PgXactCallbackEvent, register_xact_callback};
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// Files younger than this may belong to a transaction that has not committed.
+const GRACE: Duration = Duration::from_secs(3600);
+
+/// Removes catalog rows of files that are gone, and at commit the files that no row names. Returns the number of those.
+pub fn sweep(grace: Option<Duration>) -> i64 {
+    catalog::execute(
+        "DELETE FROM strata.fragment AS f WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c \
+         WHERE c.oid OPERATOR(pg_catalog.=) f.relid AND c.relfilenode OPERATOR(pg_catalog.=) f.filenode)",
+        &[],
+    );
+    catalog::execute(
+        "DELETE FROM strata.deletion AS d WHERE NOT EXISTS (SELECT FROM strata.fragment AS f \
+         WHERE f.relid OPERATOR(pg_catalog.=) d.relid AND d.row_id OPERATOR(pg_catalog.>=) f.first_row_id \
+         AND d.row_id OPERATOR(pg_catalog.<) f.first_row_id OPERATOR(pg_catalog.+) f.row_count)",
+        &[],
+    );
+    let mut named = HashSet::new();
+    catalog::as_owner(|| {
+        pgrx::Spi::connect(|client| {
+            if let Ok(rows) = client.select("SELECT hash FROM strata.fragment", None, &[]) {
+                for row in rows {
+                    if let Ok(Some(hash)) = row.get::<String>(1) {
+                        named.insert(hash);
+                    }
+                }
+            }
+        });
+    });
+    let mut orphans = Vec::new();
+    let directory = fragments::store();
+    for folder in entries(&directory) {
+        for file in entries(&folder) {
+            let Some(name) = file.file_name().and_then(|n| n.to_str()) else { continue };
+            let hash = name.strip_suffix(".frag").unwrap_or(name);
+            if !named.contains(hash) && old_enough(&file, grace.unwrap_or(GRACE)) {
+                orphans.push(file);
+            }
+        }
+    }
+    let count = orphans.len() as i64;
+    register_xact_callback(PgXactCallbackEvent::Commit, move || {
+        failpoint::hit(failpoint::DROP_COMMITTED);
+        for file in &orphans {
+            // A file that cannot be removed now is an orphan for the next sweep.
+            let _ = std::fs::remove_file(file);
+        }
+    });
+    count
+}
+
+fn entries(directory: &Path) -> Vec<std::path::PathBuf> {
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+fn old_enough(file: &Path, grace: Duration) -> bool {
+    std::fs::metadata(file)
+        .and_then(|m| m.modified())
+        .is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|age| age >= grace))
+}

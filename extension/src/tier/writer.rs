@@ -1,0 +1,258 @@
+//! Writing fragments: rows in, durable files and catalog rows out.
+//!
+//! A file is written, synchronized and renamed before its catalog row is inserted, in the same transaction. So a crash or
+//! an abort leaves at most a file that nothing names, which the sweeper removes, and never a row without its file.
+
+use crate::am::datum::{self, Kind};
+use crate::am::{fragments, handler, index};
+use crate::error::StrataError;
+use crate::guc;
+use crate::pg::catalog::{self, FragmentRow};
+use crate::pg::{compat, failpoint, guarded};
+use pgrx::pg_sys::*;
+use std::result::Result;
+use std::string::String;
+use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, Schema};
+
+/// A fragment is closed when its rows take this much memory.
+const FRAGMENT_MEMORY: usize = 384 << 20;
+
+/// The rows of one fragment that was written, by position: what the caller gave for each row.
+pub struct Finished {
+    /// The catalog row, its `first_row_id` not yet known.
+    pub row: FragmentRow,
+    /// The caller's tags in the order of the fragment's rows.
+    pub tags: Vec<u64>,
+}
+
+/// Collects rows of one table into fragments.
+pub struct FragmentWriter {
+    relid: Oid,
+    tupdesc: TupleDesc,
+    /// Attribute (from 0), and how its datums are kept; by column of the fragment.
+    columns: Vec<(usize, Kind)>,
+    /// Attributes that are kept as bytes in the next fragments, because a value did not fit their type.
+    plain_bytes: Vec<usize>,
+    sort_key: Vec<i16>,
+    keys: Vec<(String, Vec<i16>)>,
+    builder: Option<Builder>,
+    tags: Vec<u64>,
+    finished: Vec<Finished>,
+}
+
+impl FragmentWriter {
+    /// A writer for rows of `rel`. Rows are sorted by the primary key, or the first plain unique index.
+    ///
+    /// # Safety
+    /// `rel` is open; it stays open while the writer is used. `keys_of` has the indexes (the table for which `rel` is a
+    /// transient copy, or `rel`).
+    pub unsafe fn new(rel: Relation, keys_of: Relation) -> Self {
+        let mut keys = Vec::new();
+        let mut sort_key: Vec<i16> = Vec::new();
+        // SAFETY: the caller's promise.
+        unsafe {
+            for oid in index::index_oids(keys_of) {
+                let idx = index_open(oid, AccessShareLock as i32);
+                let form = &*(*idx).rd_index;
+                if form.indisunique && index::is_plain(idx) {
+                    let attnums =
+                        std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize).to_vec();
+                    let name = std::ffi::CStr::from_ptr((*(*idx).rd_rel).relname.data.as_ptr());
+                    if form.indisprimary || sort_key.is_empty() {
+                        sort_key = attnums.clone();
+                    }
+                    keys.push((name.to_string_lossy().into_owned(), attnums));
+                }
+                index_close(idx, NoLock as i32);
+            }
+            Self {
+                relid: (*keys_of).rd_id,
+                tupdesc: (*rel).rd_att,
+                columns: Vec::new(),
+                plain_bytes: Vec::new(),
+                sort_key,
+                keys,
+                builder: None,
+                tags: Vec::new(),
+                finished: Vec::new(),
+            }
+        }
+    }
+
+    fn start(&mut self) -> Builder {
+        let mut specs = Vec::new();
+        self.columns.clear();
+        // SAFETY: the descriptor lives as long as the relation is open.
+        unsafe {
+            for i in 0..(*self.tupdesc).natts as usize {
+                let attr = compat::attribute(self.tupdesc, i);
+                if attr.attisdropped {
+                    continue;
+                }
+                let (kind, ty) = datum::kind_of(attr, self.plain_bytes.contains(&i));
+                let name = std::ffi::CStr::from_ptr(attr.attname.data.as_ptr()).to_string_lossy().into_owned();
+                self.columns.push((i, kind));
+                specs.push(ColumnSpec { name, attnum: attr.attnum, ty });
+            }
+        }
+        let column_of = |attnum: &i16| specs.iter().position(|c| c.attnum == *attnum);
+        let keys = self
+            .keys
+            .iter()
+            .filter_map(|(name, attnums)| {
+                let columns = attnums.iter().map(column_of).collect::<Option<Vec<_>>>()?;
+                Some(KeySpec { name: name.clone(), columns })
+            })
+            .collect();
+        let sort_key = self.sort_key.iter().filter_map(column_of).collect();
+        self.take(Builder::new(Schema { columns: specs, sort_key, keys }, BuilderOptions::default()))
+    }
+
+    fn take<T>(&self, result: Result<T, FragmentError>) -> T {
+        match result {
+            Ok(v) => v,
+            Err(e) => StrataError::from_fragment(self.relid, "(new)", e).raise(),
+        }
+    }
+
+    /// Appends a row with its tag.
+    ///
+    /// # Safety
+    /// `values` and `nulls` have an element for each attribute of the relation.
+    pub unsafe fn push(&mut self, values: *const Datum, nulls: *const bool, tag: u64) {
+        let mut builder = match self.builder.take() {
+            Some(b) => b,
+            None => self.start(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            if let Some((attribute, _)) = self.columns.iter().find(|(i, kind)| {
+                matches!(kind, Kind::Numeric(scale) if !*nulls.add(*i)
+                    && datum::numeric_unscaled(datum::varlena_bytes(*values.add(*i)), i32::from(*scale)).is_none())
+            }) {
+                // NaN has no unscaled value: from here on the column is kept as bytes.
+                self.plain_bytes.push(*attribute);
+                self.close(builder);
+                return self.push(values, nulls, tag);
+            }
+            for (c, (i, kind)) in self.columns.iter().enumerate() {
+                datum::push(builder.column(c), *kind, *values.add(*i), *nulls.add(*i));
+            }
+        }
+        let ended = builder.end_row();
+        self.take(ended);
+        self.tags.push(tag);
+        if builder.rows() >= guc::FRAGMENT_ROWS.get() as usize || builder.memory_bytes() >= FRAGMENT_MEMORY {
+            self.close(builder);
+        } else {
+            self.builder = Some(builder);
+        }
+    }
+
+    fn close(&mut self, builder: Builder) {
+        if builder.rows() == 0 {
+            return;
+        }
+        pgrx::check_for_interrupts!();
+        let directory = fragments::store();
+        if let Err(e) = std::fs::create_dir_all(&directory) {
+            StrataError::FragmentIo {
+                relid: self.relid,
+                what: format!("{}: {e}", directory.display()),
+                disk_full: e.kind() == std::io::ErrorKind::StorageFull,
+            }
+            .raise();
+        }
+        let finished = builder.finish(&directory);
+        let written = self.take(finished);
+        let tags = std::mem::take(&mut self.tags);
+        self.finished.push(Finished {
+            row: FragmentRow {
+                fragment_id: 0,
+                hash: written.hash,
+                first_row_id: 0,
+                row_count: written.rows,
+                bytes: written.bytes,
+            },
+            tags: written.order.iter().map(|i| tags[*i as usize]).collect(),
+        });
+        failpoint::hit(failpoint::MOVE_FRAGMENT_WRITTEN);
+    }
+
+    /// Writes the last fragment; returns all of them.
+    pub fn finish(mut self) -> Vec<Finished> {
+        if let Some(builder) = self.builder.take() {
+            self.close(builder);
+        }
+        std::mem::take(&mut self.finished)
+    }
+}
+
+/// Records finished fragments for a file of a table; gives them their row ids. Returns the rows.
+pub fn record(relid: Oid, filenode: Oid, finished: &mut [Finished], heap_bytes: u64) -> u64 {
+    let rows: u64 = finished.iter().map(|f| f.row.row_count).sum();
+    if rows == 0 {
+        return 0;
+    }
+    let mut next = catalog::reserve_row_ids(relid, rows);
+    for f in finished.iter_mut() {
+        f.row.first_row_id = next;
+        next += f.row.row_count;
+        let share = (u128::from(heap_bytes) * u128::from(f.row.row_count) / u128::from(rows)) as u64;
+        catalog::record_fragment(relid, filenode, &f.row, share);
+    }
+    rows
+}
+
+/// Folds all rows of a file that this transaction made and nobody else sees into fragments of `table`.
+///
+/// # Safety
+/// `rel` is the open transient table of a rewrite of `table`.
+pub unsafe fn fold_new_file(rel: Relation, table: Oid) {
+    // SAFETY: the caller's promise. All rows were inserted by this transaction; they are read as the heap they are in.
+    unsafe {
+        let heap_bytes = u64::from(RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM)) * u64::from(BLCKSZ);
+        let owner = crate::pg::OpenRelation::open(table, NoLock);
+        let mut writer = FragmentWriter::new(rel, owner.0);
+        CommandCounterIncrement();
+        let am = handler::heap();
+        let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+        let flags = ScanOptions::SO_TYPE_SEQSCAN | ScanOptions::SO_ALLOW_STRAT;
+        let snapshot = &raw mut own;
+        let null = std::ptr::null_mut();
+        let scan = guarded(|| am.scan_begin.unwrap_unchecked()(rel, snapshot, 0, null, std::ptr::null_mut(), flags));
+        let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsBufferHeapTuple);
+        let context = row_context();
+        while guarded(|| am.scan_getnextslot.unwrap_unchecked()(scan, ScanDirection::ForwardScanDirection, slot)) {
+            pgrx::check_for_interrupts!();
+            slot_getsomeattrs_int(slot, i32::from((*(*rel).rd_att).natts as i16));
+            MemoryContextReset(context);
+            let old = MemoryContextSwitchTo(context);
+            writer.push((*slot).tts_values, (*slot).tts_isnull, 0);
+            MemoryContextSwitchTo(old);
+        }
+        MemoryContextDelete(context);
+        ExecDropSingleTupleTableSlot(slot);
+        guarded(|| am.scan_end.unwrap_unchecked()(scan));
+        let mut finished = writer.finish();
+        if record(table, compat::filenode(rel), &mut finished, heap_bytes) > 0 {
+            heap_truncate_one_rel(rel);
+            CommandCounterIncrement();
+            crate::am::analyze::add_page(rel);
+        }
+    }
+}
+
+/// A memory context for what one row needs (detoasted values).
+pub fn row_context() -> MemoryContext {
+    // SAFETY: a child of the current context.
+    unsafe {
+        AllocSetContextCreateInternal(
+            CurrentMemoryContext,
+            c"strata row".as_ptr(),
+            0,
+            8 * 1024,
+            8 * 1024 * 1024,
+        )
+    }
+}

@@ -1,0 +1,29 @@
+-- The access method, and the functions that are written in C (Rust).
+
+CREATE FUNCTION strata.warm_handler(internal) RETURNS table_am_handler
+    LANGUAGE C AS 'MODULE_PATHNAME', 'strata_warm_handler';
+COMMENT ON FUNCTION strata.warm_handler(internal) IS 'handler of the access method warm';
+
+CREATE ACCESS METHOD warm TYPE TABLE HANDLER strata.warm_handler;
+COMMENT ON ACCESS METHOD warm IS 'columnar fragments outside the data directory, with a delta store of heap pages';
+
+CREATE FUNCTION strata.to_warm(partition regclass) RETURNS bigint
+    LANGUAGE C STRICT VOLATILE AS 'MODULE_PATHNAME', 'strata_to_warm_wrapper';
+COMMENT ON FUNCTION strata.to_warm(regclass) IS 'moves a heap table or partition to fragments while it is in use; returns the rows moved';
+
+CREATE FUNCTION strata.to_hot(partition regclass) RETURNS bigint
+    LANGUAGE C STRICT VOLATILE AS 'MODULE_PATHNAME', 'strata_to_hot_wrapper';
+COMMENT ON FUNCTION strata.to_hot(regclass) IS 'moves a warm table or partition back to heap; returns its rows';
+
+CREATE FUNCTION strata.sweep(grace_seconds integer DEFAULT NULL) RETURNS bigint
+    LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'strata_sweep_wrapper';
+COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs and that are older than grace_seconds (default: one hour); returns the number of files';
+
+CREATE FUNCTION strata.store_directory() RETURNS text
+    LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'strata_store_directory_wrapper';
+COMMENT ON FUNCTION strata.store_directory() IS 'the folder of the fragments of this database';
+
+CREATE FUNCTION strata.agent_call(request jsonb) RETURNS jsonb
+    LANGUAGE C STRICT VOLATILE AS 'MODULE_PATHNAME', 'strata_agent_call_wrapper';
+COMMENT ON FUNCTION strata.agent_call(jsonb) IS 'sends one request to the agent, shows its progress as notices and returns its result';
+REVOKE ALL ON FUNCTION strata.agent_call(jsonb), strata.sweep(integer) FROM PUBLIC;
