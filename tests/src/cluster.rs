@@ -73,6 +73,7 @@ pub struct Cluster {
     dir: PathBuf,
     data: PathBuf,
     store: PathBuf,
+    sockets: PathBuf,
     port: u16,
     bin: PathBuf,
     keep: bool,
@@ -93,6 +94,7 @@ impl Cluster {
         let cluster = Self {
             store: options.store.clone().unwrap_or_else(|| dir.join("data.strata")),
             bin: process::pg_config("bindir")?,
+            sockets: dir.clone(),
             port: 5432,
             keep: std::env::var_os("STRATA_KEEP").is_some(),
             data,
@@ -141,14 +143,18 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Takes over a data directory that another program made (a recovery), below a directory that is removed on drop.
-    /// The server's socket goes to that directory.
+    /// Takes over a running server that another program made in `data` (a recovery), below `dir`, which is removed on drop.
+    /// Where it listens is asked from its `postmaster.pid`.
     pub fn adopt(dir: &Path, data: &Path) -> Result<Self> {
+        let file = data.join("postmaster.pid");
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
         Ok(Self {
             dir: dir.to_path_buf(),
             store: PathBuf::from(format!("{}.strata", data.display())),
+            sockets: PathBuf::from(lines.get(4).copied().unwrap_or_default()),
+            port: lines.get(3).and_then(|p| p.parse().ok()).unwrap_or(0),
             data: data.to_path_buf(),
-            port: 5432,
             bin: process::pg_config("bindir")?,
             keep: std::env::var_os("STRATA_KEEP").is_some(),
         })
@@ -167,6 +173,11 @@ impl Cluster {
     /// The store of fragments.
     pub fn store(&self) -> &Path {
         &self.store
+    }
+
+    /// The directory of the server's socket.
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
     }
 
     /// The server's port: the number in the socket's name.
@@ -193,7 +204,7 @@ impl Cluster {
     pub fn program(&self, name: &str) -> std::process::Command {
         let mut command = as_server(self.bin.join(name));
         command
-            .env("PGHOST", &self.dir)
+            .env("PGHOST", &self.sockets)
             .env("PGPORT", self.port.to_string())
             .env("PGUSER", "postgres")
             .env("PGDATABASE", "postgres");
@@ -212,7 +223,7 @@ impl Cluster {
             .arg("-o")
             .arg(format!(
                 "-c unix_socket_directories='{}' -c port={} -c listen_addresses=''",
-                self.dir.display(),
+                self.sockets.display(),
                 self.port
             ))
             .stdout(std::process::Stdio::null())
@@ -279,7 +290,7 @@ impl Cluster {
 
     /// libpq's connection string for `database`.
     pub fn dsn(&self, database: &str) -> String {
-        format!("host={} port={} user=postgres dbname={database}", self.dir.display(), self.port)
+        format!("host={} port={} user=postgres dbname={database}", self.sockets.display(), self.port)
     }
 
     /// A new connection to the database `postgres`.

@@ -34,19 +34,24 @@ pub fn recover(strata: &Strata, target: &str, more: &[&str]) -> Result<Recovered
     let dir = place()?;
     let data = dir.join("data");
     let into = data.display().to_string();
-    // A server of its own directory for the socket: ports need not differ.
-    let cluster = Cluster::adopt(&dir, &data)?;
-    let mut args = vec!["--output", "json", "recover", "--to", target, "--into", &into];
+    let port = free_port()?.to_string();
+    let mut args = vec!["--output", "json", "recover", "--to", target, "--into", &into, "--port", &port];
     args.extend(more);
     let start = Instant::now();
     let said = strata.try_run(&args)?;
+    // From here on the directory goes when the value does.
+    let cluster = Cluster::adopt(&dir, &data)?;
     if said.code != 0 {
         bail!("strata {args:?} ended with {}\n{}", said.code, said.all());
     }
-    cluster.wait_ready(Duration::from_secs(60))?;
-    let took = start.elapsed();
     let fragments_when_open = cluster.fragment_files().len();
-    Ok(Recovered { cluster, said, took, fragments_when_open })
+    cluster.wait_ready(Duration::from_secs(60))?;
+    Ok(Recovered { cluster, said, took: start.elapsed(), fragments_when_open })
+}
+
+/// A port that nothing listens on now.
+pub fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Switches WAL and waits until the archiver has stored everything up to now.

@@ -70,7 +70,7 @@ impl Back {
     /// Says how to connect, or stops everything.
     pub fn farewell(mut self, screen: &Screen, keep: bool) -> Result<()> {
         let cluster = &self.recovered.cluster;
-        let psql = format!("psql -h {} -p {} -U postgres", cluster.dir().display(), cluster.port());
+        let psql = format!("psql -h {} -p {} -U postgres", cluster.sockets().display(), cluster.port());
         if keep {
             screen.say("The recovered server goes on. Connect with:");
             screen.command("$", &psql);

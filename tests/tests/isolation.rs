@@ -1,0 +1,111 @@
+//! Sessions that meet on the same warm rows: `isolation/specs/*.spec` through PostgreSQL's own isolation tester.
+//!
+//! Every spec runs twice. First on a server where the access method `warm` is the heap under another name and
+//! `strata.to_warm` does nothing: that is the oracle, and what a file in `isolation/expected` says must be what heap does.
+//! Then on Strata, against the same expectation.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use strata_tests::process::{give_to_server, pg_config, run};
+use strata_tests::{Cluster, Options};
+
+/// Heap under the names of Strata.
+const HEAP_AS_WARM: &str = "
+    CREATE ACCESS METHOD warm TYPE TABLE HANDLER heap_tableam_handler;
+    CREATE SCHEMA strata;
+    CREATE FUNCTION strata.to_warm(t regclass) RETURNS bigint LANGUAGE plpgsql AS $$
+      DECLARE n bigint; BEGIN EXECUTE format('SELECT count(*) FROM %s', t) INTO n; RETURN n; END $$;
+    CREATE FUNCTION strata.to_hot(t regclass) RETURNS bigint LANGUAGE plpgsql AS $$
+      DECLARE n bigint; BEGIN EXECUTE format('SELECT count(*) FROM %s', t) INTO n; RETURN n; END $$;";
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    give_to_server(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+            give_to_server(&target).unwrap();
+        }
+    }
+}
+
+/// Runs `specs` on `cluster`; gives what differed.
+fn tester(cluster: &Cluster, input: &Path, specs: &[String]) -> Result<PathBuf, String> {
+    let results = cluster.dir().join("isolation-results");
+    fs::create_dir_all(&results).unwrap();
+    give_to_server(&results).unwrap();
+    let program = pg_config("pkglibdir").unwrap().join("pgxs/src/test/isolation/pg_isolation_regress");
+    let out = run(cluster
+        .program(program.to_str().unwrap())
+        .args(["--use-existing", "--dbname=postgres"])
+        .arg(format!("--bindir={}", pg_config("bindir").unwrap().display()))
+        .arg(format!("--inputdir={}", input.display()))
+        .arg(format!("--outputdir={}", results.display()))
+        .arg(format!("--host={}", cluster.sockets().display()))
+        .arg(format!("--port={}", cluster.port()))
+        .arg("--user=postgres")
+        .args(specs)
+        .current_dir(&results));
+    match out {
+        Ok(_) => Ok(results.join("results")),
+        Err(error) => {
+            let diff = fs::read_to_string(results.join("output_iso/regression.diffs"))
+                .or_else(|_| fs::read_to_string(results.join("regression.diffs")))
+                .unwrap_or_default();
+            Err(format!("{error:#}\n{diff}"))
+        }
+    }
+}
+
+fn results_of(cluster: &Cluster, spec: &str) -> PathBuf {
+    let base = cluster.dir().join("isolation-results");
+    [base.join("output_iso/results"), base.join("results")]
+        .into_iter()
+        .map(|d| d.join(format!("{spec}.out")))
+        .find(|f| f.exists())
+        .unwrap_or_else(|| panic!("no result of {spec} below {}", base.display()))
+}
+
+#[test]
+fn every_spec_gives_on_warm_what_it_gives_on_heap() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("isolation");
+    let mut specs: Vec<String> = fs::read_dir(source.join("specs"))
+        .unwrap()
+        .flatten()
+        .filter_map(|e| e.file_name().to_string_lossy().strip_suffix(".spec").map(str::to_owned))
+        .collect();
+    specs.sort();
+    assert!(!specs.is_empty());
+
+    // As the server's user: the clone may be somewhere that it cannot read.
+    let heap = Cluster::with(Options::new().plain()).unwrap();
+    let input = heap.dir().join("isolation");
+    copy_tree(&source, &input);
+    fs::create_dir_all(input.join("expected")).unwrap();
+    give_to_server(&input.join("expected")).unwrap();
+    heap.connect().unwrap().batch_execute(HEAP_AS_WARM).unwrap();
+    let (known, new): (Vec<String>, Vec<String>) =
+        specs.iter().cloned().partition(|s| input.join("expected").join(format!("{s}.out")).exists());
+    if !known.is_empty()
+        && let Err(said) = tester(&heap, &input, &known)
+    {
+        panic!("what isolation/expected says is not what heap does:\n{said}");
+    }
+    if !new.is_empty() {
+        // No expectation is written down: heap says what it is. (The run fails, since there is nothing to compare with.)
+        let _ = tester(&heap, &input, &new);
+        for spec in &new {
+            fs::copy(results_of(&heap, spec), input.join("expected").join(format!("{spec}.out"))).unwrap();
+        }
+    }
+
+    let warm = Cluster::start().unwrap();
+    if let Err(said) = tester(&warm, &input, &specs) {
+        panic!("warm is not like heap:\n{said}");
+    }
+    println!("{} specs: {}", specs.len(), specs.join(" "));
+}
