@@ -1,1 +1,24 @@
-//! placeholder
+//! Strata's sidecar: backup, recovery, and the agent that stands beside each server.
+//!
+//! ```text
+//!   cli ──► agent ──► backup, recovery, verify, wal ──► repository   (files, checksums, atomic writes)
+//!    │        │                │                  └───► postgres     (connections, formats of PostgreSQL's files)
+//!    └────────┴── config, progress, error: used by all, use nothing above them
+//! ```
+//!
+//! Arrows point downwards only. Nothing here links PostgreSQL or the extension; what both know is in `strata-catalog`.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![forbid(unsafe_code)]
+
+pub mod backup;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod postgres;
+pub mod progress;
+pub mod recovery;
+pub mod repository;
+pub mod socket;
+pub mod wal;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,164 @@
+//! The fragments of a backup: which ones the catalogs name, and copying those that the repository does not have.
+
+use crate::error::{ErrorKind, Result};
+use crate::postgres::server::{self, Database};
+use crate::postgres::{Conninfo, Session};
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::repository::fragments::FragmentLogEntry;
+use crate::repository::manifest::FragmentRef;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::path::Path;
+use strata_catalog::{FragmentRow, names};
+
+/// The fragments of one database.
+#[derive(Clone, Debug)]
+pub struct DatabaseFragments {
+    /// The database.
+    pub database: Database,
+    /// The rows of its `strata.fragment`.
+    pub rows: Vec<FragmentRow>,
+}
+
+/// Reads `strata.fragment` of the session's database.
+pub async fn read_rows(session: &Session) -> Result<Vec<FragmentRow>> {
+    let rows = session
+        .query(
+            "SELECT f.fragment_id, f.relid, c.oid::regclass::text, f.hash, f.row_count, f.bytes, f.created_at, f.created_lsn \
+             FROM strata.fragment f LEFT JOIN pg_class c ON c.oid = f.relid ORDER BY f.fragment_id",
+            &[],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| FragmentRow {
+            fragment_id: row.get(0),
+            relid: row.get(1),
+            relation: row.get(2),
+            hash: row.get(3),
+            row_count: row.get(4),
+            bytes: row.get(5),
+            created_at: row.get(6),
+            created_lsn: server::lsn(row.get(7)),
+        })
+        .collect())
+}
+
+/// Reads the fragments of every database that has the extension.
+pub async fn read_all(conninfo: &Conninfo, session: &Session) -> Result<Vec<DatabaseFragments>> {
+    let mut found = Vec::new();
+    for database in server::databases(session).await? {
+        let other = match conninfo.database(&database.name).connect().await {
+            Ok(other) => other,
+            Err(error) => {
+                // Dropped since it was listed: then it has no fragments that anybody can read.
+                if server::databases(session).await?.contains(&database) {
+                    return Err(error);
+                }
+                continue;
+            }
+        };
+        if server::has_catalog(&other).await? {
+            found.push(DatabaseFragments { rows: read_rows(&other).await?, database });
+        }
+    }
+    Ok(found)
+}
+
+/// Two reads made into one: whatever either saw.
+pub fn union(first: Vec<DatabaseFragments>, second: Vec<DatabaseFragments>) -> Vec<DatabaseFragments> {
+    let mut all: BTreeMap<u32, DatabaseFragments> = BTreeMap::new();
+    for one in second.into_iter().chain(first) {
+        let entry = all
+            .entry(one.database.oid)
+            .or_insert_with(|| DatabaseFragments { database: one.database.clone(), rows: Vec::new() });
+        for row in one.rows {
+            if !entry.rows.iter().any(|known| known.fragment_id == row.fragment_id && known.hash == row.hash) {
+                entry.rows.push(row);
+            }
+        }
+    }
+    all.into_values().collect()
+}
+
+/// What copying fragments came to.
+#[derive(Clone, Debug, Default)]
+pub struct FragmentsCopied {
+    /// All fragments that the catalogs named.
+    pub fragments: Vec<FragmentRef>,
+    /// How many of them were copied now.
+    pub copied: u64,
+    /// Their bytes.
+    pub bytes_copied: u64,
+    /// Those that are neither in the store nor in the repository, or are damaged in the store, each with the reason.
+    pub failed: Vec<(FragmentRef, String)>,
+}
+
+/// Copies one fragment unless the repository has it, and logs it. Returns the bytes copied.
+pub fn keep(repository: &Repository, database: &Database, row: &FragmentRow, store: &Path, timeline: u32) -> Result<u64> {
+    let copied = if repository.has_fragment(&row.hash)? {
+        0
+    } else {
+        let below = names::fragment_relative_path(database.oid, &row.hash).unwrap_or_default();
+        repository.put_fragment(&row.hash, &store.join(below))?
+    };
+    repository.log_fragment(&FragmentLogEntry {
+        database_oid: database.oid,
+        database: database.name.clone(),
+        fragment: row.clone(),
+        timeline,
+        completed_at: Timestamp::now(),
+        dropped: None,
+    })?;
+    Ok(copied)
+}
+
+/// Copies the fragments that the repository does not have. Those in `optional` may be gone meanwhile: their rows were
+/// seen before the backup's end but not after.
+pub fn copy(
+    repository: &Repository,
+    all: &[DatabaseFragments],
+    needed: impl Fn(u32, i64) -> bool,
+    store: &Path,
+    timeline: u32,
+    progress: &Progress,
+) -> Result<FragmentsCopied> {
+    let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);
+    let total = all.iter().flat_map(|one| &one.rows).map(|row| unsigned(row.bytes)).sum();
+    progress.phase_bytes("fragments", total, "copying the fragments that the repository does not have");
+    let mut done = FragmentsCopied::default();
+    for one in all {
+        for row in &one.rows {
+            let mut fragment = FragmentRef {
+                database_oid: one.database.oid,
+                database: one.database.name.clone(),
+                relation: row.relation.clone(),
+                hash: row.hash.clone(),
+                bytes: unsigned(row.bytes),
+                rows: unsigned(row.row_count),
+                created_at: row.created_at,
+                created_lsn: row.created_lsn,
+                missing: false,
+            };
+            match keep(repository, &one.database, row, store, timeline) {
+                Ok(bytes) => {
+                    done.copied += u64::from(bytes > 0);
+                    done.bytes_copied += bytes;
+                    done.fragments.push(fragment);
+                }
+                Err(error) if error.kind == ErrorKind::DiskFull => return Err(error),
+                Err(error) if !needed(one.database.oid, row.fragment_id) => {
+                    tracing::debug!("fragment {} is gone with its table: {error}", row.hash);
+                }
+                Err(error) => {
+                    fragment.missing = true;
+                    done.failed.push((fragment.clone(), error.to_string()));
+                    done.fragments.push(fragment);
+                }
+            }
+            progress.advance(unsigned(row.bytes));
+        }
+    }
+    Ok(done)
+}

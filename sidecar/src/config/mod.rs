@@ -1,0 +1,306 @@
+//! Configuration: `strata.toml`.
+//!
+//! Which file: the flag `--config`, else the variable `STRATA_CONFIG`, else the first of
+//! `$XDG_CONFIG_HOME/strata/strata.toml` (by default `~/.config/strata/strata.toml`) and `/etc/strata/strata.toml` that
+//! exists. Unknown keys are errors, so that a misspelt one is not silently ignored. Paths must be absolute: commands run
+//! from the server's data directory, from a shell, and from a service manager.
+
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The system: a set of servers that belong together.
+    pub system: String,
+    /// This server.
+    pub member: MemberConfig,
+    /// Where backups are.
+    pub repository: RepositoryConfig,
+    /// How backups are taken.
+    #[serde(default)]
+    pub backup: BackupConfig,
+    /// The agent.
+    #[serde(default)]
+    pub agent: AgentConfig,
+    /// The file that this came from.
+    #[serde(skip)]
+    pub file: PathBuf,
+}
+
+/// One server of the system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberConfig {
+    /// Its name in the system.
+    #[serde(default = "default_member")]
+    pub name: String,
+    /// How to connect, in libpq's form. The libpq environment variables fill what it does not say.
+    #[serde(default)]
+    pub conninfo: String,
+    /// The data directory; asked from the server when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_directory: Option<PathBuf>,
+    /// The store of live fragments; asked from the server when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<PathBuf>,
+    /// The directory of `postgres` and `pg_ctl`; found by the server's version when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bin_directory: Option<PathBuf>,
+}
+
+/// Where backups are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// The directory.
+    pub path: PathBuf,
+    /// Never write: no backup, no WAL, no fragment log. `strata recover` sets it for the server that it brings back.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// How backups are taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackupConfig {
+    /// Parallel readers and writers; 0 means one for each processor.
+    pub jobs: usize,
+    /// The level of zstd for data and WAL.
+    pub compress_level: i32,
+    /// Ask for an immediate checkpoint at the start, instead of a spread one.
+    pub fast_checkpoint: bool,
+    /// How long to wait for WAL to arrive in the repository.
+    #[serde(with = "duration")]
+    pub archive_timeout: Duration,
+}
+
+/// The agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Its socket; asked from the server when absent (`strata.agent_socket`, else `STORE/agent.sock`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// How often new fragments are looked for, besides notifications.
+    #[serde(with = "duration")]
+    pub fragment_interval: Duration,
+    /// How often the repository's catalog is mirrored into schema `strata`.
+    #[serde(with = "duration")]
+    pub mirror_interval: Duration,
+}
+
+impl Default for BackupConfig {
+    fn default() -> Self {
+        Self { jobs: 0, compress_level: 1, fast_checkpoint: true, archive_timeout: Duration::from_secs(60) }
+    }
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            fragment_interval: Duration::from_secs(2),
+            mirror_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+fn default_member() -> String {
+    "main".to_owned()
+}
+
+impl BackupConfig {
+    /// The number of parallel workers.
+    pub fn workers(&self) -> usize {
+        match self.jobs {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+}
+
+mod duration {
+    //! Durations as text: `5s`, `2m 30s`, `500ms`.
+    use super::{Duration, SignedDuration};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}ms", value.as_millis()))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let signed: SignedDuration = text.parse().map_err(|_| {
+            serde::de::Error::custom(format!("\"{text}\" is not a duration like \"5s\", \"500ms\" or \"2m\""))
+        })?;
+        match Duration::try_from(signed) {
+            Ok(duration) if !duration.is_zero() => Ok(duration),
+            _ => Err(serde::de::Error::custom(format!("the duration \"{text}\" must be above zero"))),
+        }
+    }
+}
+
+impl Config {
+    /// Finds and reads the configuration.
+    pub fn load(flag: Option<&Path>) -> Result<Self> {
+        let file = match flag {
+            Some(path) => path.to_owned(),
+            None => find(&|name| std::env::var_os(name).map(PathBuf::from))?,
+        };
+        Self::read(&file)
+    }
+
+    /// Reads one file.
+    pub fn read(file: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Error::new(ErrorKind::Config, format!("could not read the configuration \"{}\": {error}", file.display()))
+                .with_hint("Name the file with --config or STRATA_CONFIG.")
+        })?;
+        let file = std::path::absolute(file).at("find", file)?;
+        Self::parse(&text, &file)
+    }
+
+    /// Parses the text of a file.
+    pub fn parse(text: &str, file: &Path) -> Result<Self> {
+        let bad = |what: String| {
+            Error::new(ErrorKind::Config, format!("the configuration \"{}\" is wrong: {what}", file.display()))
+        };
+        let mut config: Config = toml::from_str(text).map_err(|error| bad(error.to_string().trim().to_owned()))?;
+        config.file = file.to_owned();
+        check_name("system", &config.system).map_err(&bad)?;
+        check_name("member.name", &config.member.name).map_err(&bad)?;
+        let paths = [
+            ("repository.path", Some(&config.repository.path)),
+            ("member.data_directory", config.member.data_directory.as_ref()),
+            ("member.store", config.member.store.as_ref()),
+            ("member.bin_directory", config.member.bin_directory.as_ref()),
+            ("agent.socket", config.agent.socket.as_ref()),
+        ];
+        for (key, path) in paths {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
+                return Err(bad(format!("{key} is \"{}\", but must be an absolute path", path.display())));
+            }
+        }
+        let levels = zstd::compression_level_range();
+        if !levels.contains(&config.backup.compress_level) {
+            return Err(bad(format!(
+                "backup.compress_level is {}, but must be between {} and {}",
+                config.backup.compress_level,
+                levels.start(),
+                levels.end()
+            )));
+        }
+        if config.backup.jobs > 256 {
+            return Err(bad(format!("backup.jobs is {}, but must be at most 256", config.backup.jobs)));
+        }
+        Ok(config)
+    }
+}
+
+/// Names become directories, so they are kept to what every file system and shell takes.
+fn check_name(key: &str, name: &str) -> Result<(), String> {
+    let good = !name.is_empty()
+        && name.len() <= 63
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        && !name.starts_with(['.', '-']);
+    if good {
+        return Ok(());
+    }
+    Err(format!("{key} is \"{name}\", but must be 1 to 63 letters, digits, \"_\", \"-\" or \".\", not begun by \".\" or \"-\""))
+}
+
+fn find(env: &dyn Fn(&str) -> Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = env("STRATA_CONFIG").filter(|path| !path.as_os_str().is_empty()) {
+        return Ok(path);
+    }
+    let home = env("XDG_CONFIG_HOME")
+        .filter(|path| path.is_absolute())
+        .or_else(|| env("HOME").map(|home| home.join(".config")));
+    let mut tried: Vec<PathBuf> = Vec::new();
+    tried.extend(home.map(|dir| dir.join("strata/strata.toml")));
+    tried.push(PathBuf::from("/etc/strata/strata.toml"));
+    for path in &tried {
+        if path.exists() {
+            return Ok(path.clone());
+        }
+    }
+    let names: Vec<String> = tried.iter().map(|path| path.display().to_string()).collect();
+    Err(Error::new(ErrorKind::Config, "there is no configuration")
+        .detail(format!("Looked for {}.", names.join(" and ")))
+        .with_hint("Name the file with --config or STRATA_CONFIG."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        system = "shop"
+        [member]
+        name = "main"
+        conninfo = "host=/tmp user=postgres"
+        [repository]
+        path = "/srv/repo"
+    "#;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/x/strata.toml"))
+    }
+
+    #[test]
+    fn the_rest_has_defaults() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.backup, BackupConfig::default());
+        assert_eq!(config.agent, AgentConfig::default());
+        assert!(config.backup.workers() >= 1);
+        assert!(!config.repository.read_only);
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_again() {
+        let config = parse(GOOD).unwrap();
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(parse(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn wrong_files_are_refused_and_say_where() {
+        let cases = [
+            (GOOD.replace("conninfo", "coninfo"), "coninfo"),
+            (GOOD.replace("\"shop\"", "\"a/b\""), "a/b"),
+            (GOOD.replace("/srv/repo", "srv/repo"), "repository.path"),
+            (format!("{GOOD}\n[backup]\ncompress_level = 99"), "99"),
+            (format!("{GOOD}\n[backup]\narchive_timeout = \"soon\""), "soon"),
+            (format!("{GOOD}\n[backup]\narchive_timeout = \"0s\""), "above zero"),
+            (format!("{GOOD}\n[vault]\nx = 1"), "vault"),
+            ("system = ".to_owned(), "line 1"),
+        ];
+        for (text, needle) in cases {
+            let error = parse(&text).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Config);
+            assert!(error.message.contains(needle), "{needle}: {error}");
+            assert!(error.message.contains("/x/strata.toml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_usual_places() {
+        let found = find(&|name| (name == "STRATA_CONFIG").then(|| PathBuf::from("/here.toml"))).unwrap();
+        assert_eq!(found, Path::new("/here.toml"));
+    }
+
+    #[test]
+    fn the_home_directory_comes_before_etc() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(home.path().join(".config/strata")).unwrap();
+        let file = home.path().join(".config/strata/strata.toml");
+        std::fs::write(&file, GOOD).unwrap();
+        let path = home.path().to_owned();
+        assert_eq!(find(&|name| (name == "HOME").then(|| path.clone())).unwrap(), file);
+    }
+}

@@ -1,0 +1,9 @@
+//! What the sidecar knows of PostgreSQL: how to connect, what to ask, the format of its pages, and where its programs are.
+
+pub mod connect;
+pub mod page;
+pub mod program;
+pub mod server;
+
+pub use connect::{Conninfo, Session};
+pub use server::ServerInfo;

@@ -1,0 +1,268 @@
+//! Recovery into a new directory.
+//!
+//! ```text
+//!   plan ─► refuse what cannot be reached ─► lay the hot data out ─► configure ─► start ─► replay ─► open
+//!                                                                                            │
+//!                        fragments: on demand over the new store's socket, and all in the background
+//! ```
+//!
+//! Promises. Nothing is written before the plan is complete. The directory that is named is absent or empty; no running
+//! server is touched. The server opens at the target or not at all. It opens with archiving off. Fragments that a query
+//! touches before they were fetched come on demand; `full` waits for all of them. What could not be fetched is named.
+
+pub mod configure;
+pub mod fragments;
+pub mod plan;
+pub mod restore;
+pub mod start;
+pub mod target;
+pub mod timeline;
+
+use crate::backup::blocking;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{Conninfo, program};
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::repository::manifest::Manifest;
+use crate::socket::Listener;
+use configure::NewPlace;
+use fragments::{FetchOnly, Fetched, Wanted};
+use plan::{Plan, PlanRequest};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use strata_catalog::names;
+
+/// What to recover, and where to.
+#[derive(Clone, Debug)]
+pub struct RecoverRequest {
+    /// Where to stop, and what from.
+    pub plan: PlanRequest,
+    /// The new data directory.
+    pub into: PathBuf,
+    /// The new store; none for the data directory's path with `.strata` behind it.
+    pub store: Option<PathBuf>,
+    /// The port; none for the one in the backup.
+    pub port: Option<u16>,
+    /// Fetch all fragments before anything is said to be open.
+    pub full: bool,
+    /// Start the server.
+    pub start: bool,
+    /// New places of tablespaces, by oid or old path.
+    pub tablespaces: Vec<(String, PathBuf)>,
+    /// Parallel workers; none for the configuration's.
+    pub jobs: Option<usize>,
+}
+
+/// A recovered server, or a directory that waits to be started.
+#[derive(Clone, Debug, Serialize)]
+pub struct Recovered {
+    /// The data directory.
+    pub into: PathBuf,
+    /// The store.
+    pub store: PathBuf,
+    /// The configuration for its agent.
+    pub config: PathBuf,
+    /// How to connect; none when it was not started.
+    pub conninfo: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// Its socket directory.
+    pub socket_directory: Option<PathBuf>,
+    /// The backup.
+    pub backup_id: String,
+    /// The target as it was asked for.
+    pub target: String,
+    /// What PostgreSQL was told to stop at.
+    pub stop: plan::StopAt,
+    /// The timeline that was followed.
+    pub timeline: u32,
+    /// Seconds until the hot data was laid out.
+    pub seconds_to_restore: f64,
+    /// Seconds until the server was open.
+    pub seconds_to_open: Option<f64>,
+    /// The server's messages of the recovery.
+    pub server_log: PathBuf,
+}
+
+/// A recovery whose server is open and whose fragments may still be on their way.
+pub struct Open {
+    /// What was recovered.
+    pub recovered: Recovered,
+    repository: Repository,
+    wanted: Vec<Wanted>,
+    workers: usize,
+    serving: Option<(Arc<Listener>, tokio::task::JoinHandle<()>)>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.serving {
+            task.abort();
+        }
+    }
+}
+
+/// Recovers. Returns as soon as the server is open; its fragments are served on demand as long as the result lives.
+pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progress) -> Result<Open> {
+    let began = Instant::now();
+    if program::is_root() {
+        return Err(Error::new(ErrorKind::Forbidden, "PostgreSQL cannot be recovered by the superuser")
+            .detail("The data directory must belong to the user that runs the server.")
+            .with_hint("Run this as that user, for example with \"runuser -u postgres --\"."));
+    }
+    let into = std::path::absolute(&request.into)
+        .map_err(|error| Error::io("use", &request.into, error))?;
+    let store = match &request.store {
+        Some(store) => std::path::absolute(store).map_err(|error| Error::io("use", store, error))?,
+        None => names::default_store(&into),
+    };
+    let repository = Repository::open(config)?;
+    let workers = request.jobs.unwrap_or_else(|| config.backup.workers());
+    progress.phase("plan", 0, "planning the recovery");
+    let (plan, manifest) = prepare(&repository, request, &into, &store).await?;
+    let place = NewPlace {
+        bin: program::bin_directory(
+            config.member.bin_directory.as_deref(),
+            manifest.server.bin_directory.as_deref(),
+            manifest.server.version,
+        )?,
+        data: into.clone(),
+        store: store.clone(),
+        port: request.port,
+    };
+    let tablespaces = restore::place_tablespaces(&manifest.tablespaces, &into, &request.tablespaces)?;
+    // The socket comes first: it is also what keeps two recoveries out of one store.
+    std::fs::create_dir_all(&store).map_err(|error| Error::io("create the directory", &store, error))?;
+    let listener = Arc::new(Listener::bind(&names::default_socket(&store))?);
+
+    let manifest = Arc::new(manifest);
+    let toml = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request.start, progress).await?;
+    let mut recovered = Recovered {
+        into: into.clone(),
+        store: store.clone(),
+        config: toml.clone(),
+        conninfo: None,
+        port: None,
+        socket_directory: None,
+        backup_id: plan.backup.id.clone(),
+        target: plan.target.clone(),
+        stop: plan.stop,
+        timeline: plan.timeline,
+        seconds_to_restore: began.elapsed().as_secs_f64(),
+        seconds_to_open: None,
+        server_log: start::log_path(&into),
+    };
+    let conninfo = Conninfo::parse(&config.member.conninfo)?;
+    let (directory, port) = {
+        let (place, start) = (place.clone(), request.start);
+        blocking(move || configure::settle_address(&place, start)).await?
+    };
+    let conninfo = conninfo.moved(&directory, port);
+    let text = conninfo.text();
+    configure::write_strata_toml(config, &place, &text, &toml)?;
+    recovered.port = Some(port);
+    recovered.socket_directory = Some(directory);
+    let planned = || plan.fragment_list.iter().map(Wanted::from).collect::<Vec<_>>();
+    if !request.start {
+        let wanted = if request.full { planned() } else { Vec::new() };
+        return Ok(Open { recovered, repository, wanted, workers, serving: None });
+    }
+    let handler = Arc::new(FetchOnly { repository: repository.clone(), store: store.clone() });
+    let task = {
+        let listener = listener.clone();
+        tokio::spawn(async move { listener.serve(handler).await })
+    };
+    let mut open = Open { recovered, repository, wanted: Vec::new(), workers, serving: Some((listener, task)) };
+    start::start(&place).await?;
+    start::wait(&place, progress).await?;
+    open.recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
+    open.recovered.conninfo = Some(conninfo.describe());
+    open.wanted = match fragments::wanted(&conninfo).await {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            tracing::warn!("the recovered catalogs cannot be read, so the plan says which fragments to fetch: {error}");
+            planned()
+        }
+    };
+    Ok(open)
+}
+
+impl From<&crate::repository::manifest::FragmentRef> for Wanted {
+    fn from(fragment: &crate::repository::manifest::FragmentRef) -> Self {
+        Self {
+            database_oid: fragment.database_oid,
+            database: fragment.database.clone(),
+            relation: fragment.relation.clone(),
+            hash: fragment.hash.clone(),
+            bytes: fragment.bytes,
+        }
+    }
+}
+
+/// Makes the plan, and refuses everything that can be refused before anything is written.
+async fn prepare(repository: &Repository, request: &RecoverRequest, into: &Path, store: &Path) -> Result<(Plan, Manifest)> {
+    restore::require_empty(into)?;
+    if store.starts_with(into) || into.starts_with(store) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("the store \"{}\" and the data directory \"{}\" must stand side by side", store.display(), into.display()),
+        ));
+    }
+    if into.starts_with(repository.root()) || store.starts_with(repository.root()) {
+        return Err(Error::new(ErrorKind::Usage, "the new server must not be inside the repository"));
+    }
+    if has_fragments(store) {
+        return Err(Error::new(ErrorKind::Conflict, format!("the store \"{}\" is not empty", store.display()))
+            .with_hint("Name another store with --store, or empty this one."));
+    }
+    let (repository, request) = (repository.clone(), request.plan.clone());
+    blocking(move || {
+        let plan = plan::plan(&repository, &request)?;
+        plan.require_complete()?;
+        let manifest = repository.manifest(&plan.backup.id, &plan.backup.manifest_blake3)?;
+        Ok((plan, manifest))
+    })
+    .await
+}
+
+/// True when a store holds more than a socket and configuration that an earlier recovery left.
+fn has_fragments(store: &Path) -> bool {
+    std::fs::read_dir(store).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn lay_out(
+    config: &Config,
+    repository: &Repository,
+    manifest: &Arc<Manifest>,
+    place: &NewPlace,
+    tablespaces: Vec<restore::TablespacePlace>,
+    plan: &Plan,
+    workers: usize,
+    start: bool,
+    progress: &Progress,
+) -> Result<PathBuf> {
+    let (config, repository, manifest) = (config.clone(), repository.clone(), manifest.clone());
+    let (place, progress) = (place.clone(), progress.clone());
+    let (timeline, stop) = (plan.timeline, plan.stop);
+    blocking(move || {
+        restore::restore(&repository, &manifest, &place.data, &tablespaces, workers, &progress)?;
+        let map = restore::tablespace_map(&tablespaces);
+        let toml = configure::write_all(&config, &manifest, &place, &map, timeline, stop)?;
+        if !start {
+            restore::sync_all(&place.data, &tablespaces)?;
+        }
+        Ok(toml)
+    })
+    .await
+}
+
+impl Open {
+    /// Fetches all fragments. Those that could not be fetched are named in the result.
+    pub async fn fetch_all(&self, progress: &Progress) -> Result<Fetched> {
+        fragments::fetch_all(&self.repository, &self.recovered.store, self.wanted.clone(), self.workers, progress).await
+    }
+}

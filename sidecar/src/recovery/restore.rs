@@ -1,0 +1,310 @@
+//! Lays the files of a backup out in a new data directory.
+//!
+//! Workers take frames in the order of the packs, check every piece against the manifest's checksum before it is written,
+//! and write it where it belongs. Nothing is made durable file by file: PostgreSQL makes the whole data directory durable
+//! itself before it begins to recover, and a directory that is not started is synced as a whole at the end.
+
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::repository::manifest::{Manifest, Tablespace};
+use crate::repository::pack::PackReader;
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Where a tablespace goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablespacePlace {
+    /// Its oid.
+    pub oid: u32,
+    /// The new directory.
+    pub path: PathBuf,
+}
+
+/// A piece of a file in a frame.
+struct Piece<'a> {
+    path: &'a str,
+    mode: u32,
+    offset: u64,
+    skip: usize,
+    bytes: usize,
+    blake3: &'a str,
+}
+
+struct Frame<'a> {
+    pack: usize,
+    offset: u64,
+    stored: u32,
+    content: usize,
+    pieces: Vec<Piece<'a>>,
+}
+
+/// The frames of a backup in the order in which they are stored.
+fn frames(manifest: &Manifest) -> Result<Vec<Frame<'_>>> {
+    let mut found: HashMap<(u32, u64), Frame<'_>> = HashMap::new();
+    for file in &manifest.files {
+        check_path(&file.path)?;
+        for part in &file.parts {
+            let (skip, bytes) = (part.skip as usize, part.bytes as usize);
+            let frame = found.entry((part.pack, part.frame)).or_insert_with(|| Frame {
+                pack: part.pack as usize,
+                offset: part.frame,
+                stored: part.frame_bytes,
+                content: 0,
+                pieces: Vec::new(),
+            });
+            frame.content = frame.content.max(skip + bytes);
+            frame.pieces.push(Piece {
+                path: &file.path,
+                mode: file.mode,
+                offset: part.offset,
+                skip,
+                bytes,
+                blake3: &part.blake3,
+            });
+        }
+    }
+    let mut frames: Vec<_> = found.into_values().collect();
+    frames.sort_by_key(|frame| (frame.pack, frame.offset));
+    Ok(frames)
+}
+
+/// Paths in a manifest never leave the data directory.
+fn check_path(path: &str) -> Result<()> {
+    let good = !path.is_empty()
+        && !path.starts_with('/')
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    if good { Ok(()) } else { Err(Error::damaged("the manifest", format_args!("it has the path \"{path}\""))) }
+}
+
+/// Fails unless `dir` is absent or an empty directory, and no server runs there.
+pub fn require_empty(dir: &Path) -> Result<()> {
+    let mut entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("use", dir, error)),
+    };
+    if entries.next().is_none() {
+        return Ok(());
+    }
+    let pid = std::fs::read_to_string(dir.join("postmaster.pid")).ok().and_then(|text| {
+        let pid = text.lines().next()?.trim().to_owned();
+        Path::new("/proc").join(&pid).exists().then_some(pid)
+    });
+    Err(match pid {
+        Some(pid) => Error::new(ErrorKind::Conflict, format!("a server runs in \"{}\"", dir.display()))
+            .detail(format!("Its process is {pid}."))
+            .with_hint("A recovery never goes over a running server. Name a new directory."),
+        None => Error::new(ErrorKind::Conflict, format!("the directory \"{}\" is not empty", dir.display()))
+            .with_hint("Name a new directory, or empty this one."),
+    })
+}
+
+fn create_private_dir(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).at("set the permissions of", path)
+        }
+        Err(error) => Err(Error::io("create the directory", path, error)),
+    }
+}
+
+/// Where the tablespaces of a backup go: what `mapping` says (by oid or by old path), else beside the data directory.
+pub fn place_tablespaces(tablespaces: &[Tablespace], into: &Path, mapping: &[(String, PathBuf)]) -> Result<Vec<TablespacePlace>> {
+    let mut unused: Vec<&str> = mapping.iter().map(|(from, _)| from.as_str()).collect();
+    let mut places = Vec::new();
+    for tablespace in tablespaces {
+        let oid = tablespace.oid.to_string();
+        let old = tablespace.path.display().to_string();
+        let mapped = mapping.iter().find(|(from, _)| *from == oid || *from == old);
+        if let Some((from, _)) = mapped {
+            unused.retain(|other| other != from);
+        }
+        let path = mapped.map_or_else(
+            || {
+                let mut name = into.as_os_str().to_owned();
+                name.push(".tablespaces");
+                PathBuf::from(name).join(&oid)
+            },
+            |(_, path)| path.clone(),
+        );
+        require_empty(&path)?;
+        places.push(TablespacePlace { oid: tablespace.oid, path });
+    }
+    match unused.first() {
+        Some(from) => Err(Error::new(ErrorKind::Usage, format!("the backup has no tablespace \"{from}\""))
+            .with_hint("--tablespace takes OID=DIR or OLDDIR=DIR.")),
+        None => Ok(places),
+    }
+}
+
+/// The content of `tablespace_map` for the new places.
+pub fn tablespace_map(places: &[TablespacePlace]) -> String {
+    let mut map = String::new();
+    for place in places {
+        let path = place.path.display().to_string().replace('\\', "\\\\").replace('\n', "\\\n").replace('\r', "\\\r");
+        map.push_str(&format!("{} {path}\n", place.oid));
+    }
+    map
+}
+
+/// Lays a backup out in `into`, which must be absent or empty.
+pub fn restore(
+    repository: &Repository,
+    manifest: &Manifest,
+    into: &Path,
+    places: &[TablespacePlace],
+    workers: usize,
+    progress: &Progress,
+) -> Result<()> {
+    require_empty(into)?;
+    if let Some(above) = into.parent() {
+        std::fs::create_dir_all(above).at("create the directory", above)?;
+    }
+    create_private_dir(into, 0o700)?;
+    for directory in &manifest.directories {
+        check_path(&directory.path)?;
+        let path = into.join(&directory.path);
+        let tablespace = directory.path.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse::<u32>().ok());
+        match places.iter().find(|place| Some(place.oid) == tablespace) {
+            Some(place) => {
+                if let Some(above) = place.path.parent() {
+                    std::fs::create_dir_all(above).at("create the directory", above)?;
+                }
+                create_private_dir(&place.path, directory.mode)?;
+                std::os::unix::fs::symlink(&place.path, &path).at("link", &path)?;
+            }
+            None => create_private_dir(&path, directory.mode)?,
+        }
+    }
+    let total = manifest.files.iter().map(|file| file.bytes).sum();
+    progress.phase_bytes("restore", total, "laying the hot data out");
+    for file in manifest.files.iter().filter(|file| file.parts.is_empty()) {
+        check_path(&file.path)?;
+        create_file(&into.join(&file.path), file.mode)?;
+    }
+    let frames = frames(manifest)?;
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let dir = repository.backup_dir(&manifest.id);
+    let results: Vec<Result<()>> = std::thread::scope(|scope| {
+        let (frames, next, failed, dir) = (&frames, &next, &failed, &dir);
+        let handles: Vec<_> = (0..workers.clamp(1, frames.len().max(1)))
+            .map(|_| {
+                scope.spawn(move || {
+                    let mut worker = Worker { manifest, dir, into, pack: None, content: Vec::new() };
+                    while !failed.load(Ordering::Relaxed) {
+                        let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                        if let Err(error) = worker.frame(frame) {
+                            failed.store(true, Ordering::Relaxed);
+                            return Err(error);
+                        }
+                        progress.advance(frame.pieces.iter().map(|piece| piece.bytes as u64).sum());
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        handles
+            .into_iter()
+            .map(|handle| handle.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "a worker of the restore ended unexpectedly"))))
+            .collect()
+    });
+    results.into_iter().collect()
+}
+
+struct Worker<'a> {
+    manifest: &'a Manifest,
+    dir: &'a Path,
+    into: &'a Path,
+    pack: Option<(usize, PackReader)>,
+    content: Vec<u8>,
+}
+
+impl Worker<'_> {
+    fn frame(&mut self, frame: &Frame<'_>) -> Result<()> {
+        if self.pack.as_ref().is_none_or(|(open, _)| *open != frame.pack) {
+            let pack = self.manifest.packs.get(frame.pack).ok_or_else(|| {
+                Error::damaged("the manifest", format_args!("it has no pack number {}", frame.pack))
+            })?;
+            self.pack = Some((frame.pack, PackReader::open(&self.dir.join(&pack.name))?));
+        }
+        let Some((_, reader)) = &mut self.pack else { return Ok(()) };
+        reader.frame(frame.offset, frame.stored, &mut self.content, frame.content)?;
+        for piece in &frame.pieces {
+            let content = self.content.get(piece.skip..piece.skip + piece.bytes).unwrap_or_default();
+            if blake3::hash(content).to_hex().as_str() != piece.blake3 {
+                return Err(Error::damaged(
+                    format_args!("the pack \"{}\"", reader.path().display()),
+                    format_args!("the checksum of \"{}\" at {} does not match", piece.path, piece.offset),
+                ));
+            }
+            let path = self.into.join(piece.path);
+            create_file(&path, piece.mode)?.write_all_at(content, piece.offset).at("write", &path)?;
+        }
+        Ok(())
+    }
+}
+
+fn create_file(path: &Path, mode: u32) -> Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(path).at("create", path)
+}
+
+/// Makes everything below `dir` durable.
+pub fn sync_all(dir: &Path, places: &[TablespacePlace]) -> Result<()> {
+    for path in std::iter::once(dir).chain(places.iter().map(|place| place.path.as_path())) {
+        let file = File::open(path).at("open", path)?;
+        rustix::fs::syncfs(&file).at("sync the file system of", path)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_path_leaves_the_data_directory() {
+        for good in ["a", "base/1/2", "a.b"] {
+            assert!(check_path(good).is_ok(), "{good}");
+        }
+        for bad in ["", "/etc/passwd", "../x", "a/../../x", "a//b", "./a"] {
+            assert!(check_path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_directory_with_something_in_it_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        require_empty(dir.path()).unwrap();
+        require_empty(&dir.path().join("new")).unwrap();
+        std::fs::write(dir.path().join("x"), "").unwrap();
+        assert_eq!(require_empty(dir.path()).unwrap_err().kind, ErrorKind::Conflict);
+        std::fs::write(dir.path().join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
+        assert!(require_empty(dir.path()).unwrap_err().message.contains("runs"));
+    }
+
+    #[test]
+    fn tablespaces_go_where_they_are_told_or_beside_the_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let into = dir.path().join("data");
+        let tablespaces = [
+            Tablespace { oid: 1, path: "/old/one".into() },
+            Tablespace { oid: 2, path: "/old/two".into() },
+            Tablespace { oid: 3, path: "/old/three".into() },
+        ];
+        let one = dir.path().join("one");
+        let two = dir.path().join("two\nlines");
+        let mapping = [("1".to_owned(), one.clone()), ("/old/two".to_owned(), two)];
+        let places = place_tablespaces(&tablespaces, &into, &mapping).unwrap();
+        assert_eq!(places[0].path, one);
+        assert_eq!(places[2].path, dir.path().join("data.tablespaces/3"));
+        assert!(tablespace_map(&places).contains("two\\\nlines"));
+        let wrong = [("9".to_owned(), one)];
+        assert_eq!(place_tablespaces(&tablespaces, &into, &wrong).unwrap_err().kind, ErrorKind::Usage);
+    }
+}

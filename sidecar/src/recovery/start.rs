@@ -1,0 +1,114 @@
+//! Starts a recovered server through `pg_ctl` and waits until it is open.
+//!
+//! While it recovers it takes no connections (`hot_standby = off` on the command line only), so nobody ever sees a state
+//! from before the target. It is open when its `postmaster.pid` says `ready`.
+
+use super::configure::NewPlace;
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::progress::Progress;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const POLL: Duration = Duration::from_millis(20);
+/// How much of the server's log is read for an error.
+const LOG_TAIL: u64 = 64 << 10;
+
+/// Where the server's messages of the recovery go.
+pub fn log_path(data: &Path) -> PathBuf {
+    data.join("strata-recover.log")
+}
+
+/// Starts the server. Returns at once.
+pub async fn start(place: &NewPlace) -> Result<()> {
+    let log = log_path(&place.data);
+    let pg_ctl = place.bin.join("pg_ctl");
+    let status = tokio::process::Command::from(command(&pg_ctl, &place.data, &log)).status().await.at("run", &pg_ctl)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(failed(place, "pg_ctl could not start the server"))
+}
+
+fn command(pg_ctl: &Path, data: &Path, log: &Path) -> Command {
+    let mut command = Command::new(pg_ctl);
+    command
+        .arg("start")
+        .arg("-W")
+        .arg("-s")
+        .arg("-D")
+        .arg(data)
+        .arg("-l")
+        .arg(log)
+        .args(["-o", "-c hot_standby=off -c recovery_init_sync_method=syncfs"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // A backtrace setting of ours must not make the server write backtraces into its errors.
+        .env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// Waits until the server is open, for as long as it recovers.
+pub async fn wait(place: &NewPlace, progress: &Progress) -> Result<()> {
+    progress.phase("replay", 0, "PostgreSQL replays the WAL");
+    let pid_file = place.data.join("postmaster.pid");
+    // The server writes the file some moments after pg_ctl returned.
+    let mut patience = Duration::from_secs(10);
+    loop {
+        match std::fs::read_to_string(&pid_file) {
+            Ok(text) => {
+                let mut lines = text.lines();
+                let alive = lines
+                    .next()
+                    .and_then(|pid| pid.trim().parse().ok())
+                    .and_then(rustix::process::Pid::from_raw)
+                    .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok());
+                if !alive {
+                    return Err(failed(place, "the recovered server ended before it was open"));
+                }
+                if lines.nth(6).is_some_and(|status| status.trim() == "ready") {
+                    return Ok(());
+                }
+                patience = Duration::from_secs(1);
+            }
+            Err(_) if patience.is_zero() => {
+                return Err(failed(place, "the recovered server ended before it was open"));
+            }
+            Err(_) => patience = patience.saturating_sub(POLL),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn failed(place: &NewPlace, message: &str) -> Error {
+    let log = log_path(&place.data);
+    let text = tail(&log);
+    let fatal: Vec<&str> = text.lines().filter(|line| line.contains("FATAL:") || line.contains("PANIC:")).collect();
+    let last: Vec<&str> = text.lines().rev().take(10).collect();
+    let said = match fatal.as_slice() {
+        [] => last.into_iter().rev().collect::<Vec<_>>().join("\n"),
+        lines => lines.join("\n"),
+    };
+    let mut error = Error::new(ErrorKind::Recovery, message)
+        .detail(format!("The server's log \"{}\" says:\n{said}", log.display()));
+    if text.contains("recovery ended before configured recovery target was reached") {
+        error = error.with_hint(
+            "The log ended before the target: a WAL segment is missing or damaged. Run \"strata verify\" to find it.",
+        );
+    }
+    error
+}
+
+fn tail(path: &Path) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(path)?;
+        let size = file.metadata()?.len();
+        file.seek(SeekFrom::Start(size.saturating_sub(LOG_TAIL)))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(text)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}

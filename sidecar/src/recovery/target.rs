@@ -1,0 +1,110 @@
+//! Recovery targets as people write them.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::catalog;
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use std::fmt;
+use std::str::FromStr;
+use strata_catalog::Lsn;
+
+/// Where a recovery shall stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// At the end of the archive.
+    Latest,
+    /// Behind the first record that begins at this position or later, as PostgreSQL's `recovery_target_lsn` has it.
+    Lsn(Lsn),
+    /// Before the first commit later than this time, as PostgreSQL's `recovery_target_time` has it.
+    Time(Timestamp),
+    /// As soon as this backup is consistent.
+    Backup(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::Lsn(lsn) => lsn.fmt(f),
+            Self::Time(time) => time.fmt(f),
+            Self::Backup(id) => f.write_str(id),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let text = text.trim();
+        if text.eq_ignore_ascii_case("latest") {
+            return Ok(Self::Latest);
+        }
+        if catalog::is_backup_id(text) {
+            return Ok(Self::Backup(text.to_owned()));
+        }
+        if let Ok(lsn) = text.parse() {
+            return Ok(Self::Lsn(lsn));
+        }
+        parse_time(text).map(Self::Time).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("\"{text}\" is not a recovery target"))
+                .with_hint("A target is \"latest\", a position like 0/16B3748, a time like \"2026-01-31 09:30:00+01\", or a backup's id.")
+        })
+    }
+}
+
+/// Parses a time in ISO 8601's or PostgreSQL's form. Without an offset it is in the system's time zone.
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    let text = text.strip_suffix(" UTC").map_or_else(|| text.to_owned(), |rest| format!("{rest}Z"));
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(time);
+    }
+    // PostgreSQL writes "2026-01-31 09:30:00+01".
+    let (day, rest) = text.split_once([' ', 'T'])?;
+    let rest = rest.trim();
+    if let Some(at) = rest.rfind(['+', '-']) {
+        let (clock, offset) = rest.split_at(at);
+        let offset = if offset.len() == 3 { format!("{offset}:00") } else { offset.to_owned() };
+        return format!("{day}T{}{offset}", clock.trim()).parse().ok();
+    }
+    let civil: DateTime = format!("{day}T{rest}").parse().ok()?;
+    Some(civil.to_zoned(TimeZone::system()).ok()?.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_forms_are_told_apart() {
+        let time = |text: &str| Target::Time(text.parse().unwrap());
+        for (text, target) in [
+            ("latest", Target::Latest),
+            ("0/16B3748", Target::Lsn(Lsn(0x16B3748))),
+            ("20260131T093015Z", Target::Backup("20260131T093015Z".into())),
+            ("2026-01-31T09:30:15Z", time("2026-01-31T09:30:15Z")),
+            ("2026-01-31 09:30:15.25+00", time("2026-01-31T09:30:15.25Z")),
+            ("2026-01-31 09:30:15-03:30", time("2026-01-31T13:00:15Z")),
+            ("2026-01-31 09:30:15.123456 +02", time("2026-01-31T07:30:15.123456Z")),
+            ("2026-01-31 09:30:15 UTC", time("2026-01-31T09:30:15Z")),
+        ] {
+            assert_eq!(text.parse::<Target>().unwrap(), target, "{text}");
+        }
+    }
+
+    #[test]
+    fn without_an_offset_the_systems_zone_counts() {
+        let local: DateTime = "2026-01-31T09:30:15".parse().unwrap();
+        let expected = local.to_zoned(TimeZone::system()).unwrap().timestamp();
+        assert_eq!("2026-01-31 09:30:15".parse::<Target>().unwrap(), Target::Time(expected));
+    }
+
+    #[test]
+    fn other_texts_are_usage_errors() {
+        for bad in ["", "yesterday", "0/", "2026-13-01 00:00:00Z", "12:30", "2026-01-31 25:00:00+00"] {
+            assert_eq!(bad.parse::<Target>().unwrap_err().kind, ErrorKind::Usage, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The repository's catalog of backups: one sealed document for each complete backup.
+
+use super::{Repository, fsio, sealed};
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use strata_catalog::{BackupRow, BackupState, Lsn};
+
+/// An entry of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupEntry {
+    /// The backup's id.
+    pub id: String,
+    /// What its taker called it.
+    pub label: Option<String>,
+    /// The system.
+    pub system: String,
+    /// The member.
+    pub member: String,
+    /// The server's version, as `server_version_num`.
+    pub server_version: u32,
+    /// The cluster.
+    pub system_identifier: u64,
+    /// The size of its WAL segments.
+    pub segment_size: u32,
+    /// The timeline it was taken on.
+    pub timeline: u32,
+    /// Where WAL replay begins.
+    pub start_lsn: Lsn,
+    /// From where on it is consistent.
+    pub stop_lsn: Lsn,
+    /// The first WAL segment it needs.
+    pub start_wal: String,
+    /// The last WAL segment it needs.
+    pub stop_wal: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// The server's time at its stop position: what was committed before is in it.
+    pub stopped_at: Timestamp,
+    /// When this entry was written.
+    pub completed_at: Timestamp,
+    /// How many files of hot data.
+    pub files: u64,
+    /// Their bytes.
+    pub data_bytes: u64,
+    /// Their bytes in the repository.
+    pub stored_bytes: u64,
+    /// Fragments that belong to it.
+    pub fragments: u64,
+    /// Their bytes.
+    pub fragment_bytes: u64,
+    /// Fragments that this backup copied into the repository.
+    pub fragments_copied: u64,
+    /// Their bytes.
+    pub fragment_bytes_copied: u64,
+    /// Fragments that the catalog named and nobody had.
+    pub fragments_missing: u64,
+    /// Pages whose checksum was wrong on the server.
+    pub damaged_pages: u64,
+    /// BLAKE3 of the manifest's file.
+    pub manifest_blake3: String,
+}
+
+impl BackupEntry {
+    /// The row of `strata.backup` that mirrors this entry.
+    pub fn row(&self, repository: &Repository) -> BackupRow {
+        let signed = |n: u64| Some(i64::try_from(n).unwrap_or(i64::MAX));
+        BackupRow {
+            backup_id: self.id.clone(),
+            system: self.system.clone(),
+            member: self.member.clone(),
+            repository: repository.root().display().to_string(),
+            state: BackupState::Complete,
+            timeline: i32::try_from(self.timeline).ok(),
+            start_lsn: Some(self.start_lsn),
+            stop_lsn: Some(self.stop_lsn),
+            started_at: self.started_at,
+            stopped_at: Some(self.stopped_at),
+            data_bytes: signed(self.data_bytes),
+            stored_bytes: signed(self.stored_bytes),
+            fragments: signed(self.fragments),
+            fragment_bytes: signed(self.fragment_bytes),
+            fragments_copied: signed(self.fragments_copied),
+            fragment_bytes_copied: signed(self.fragment_bytes_copied),
+            error: None,
+        }
+    }
+}
+
+impl Repository {
+    fn catalog_dir(&self) -> PathBuf {
+        self.member_dir().join("catalog")
+    }
+
+    /// The folders of backups.
+    pub fn backups_dir(&self) -> PathBuf {
+        self.member_dir().join("backups")
+    }
+
+    /// The folder of one backup.
+    pub fn backup_dir(&self, id: &str) -> PathBuf {
+        self.backups_dir().join(id)
+    }
+
+    /// The ids of the complete backups, oldest first.
+    pub fn backup_ids(&self) -> Result<Vec<String>> {
+        Ok(fsio::list(&self.catalog_dir())?
+            .iter()
+            .filter_map(|name| name.strip_suffix(".json").map(str::to_owned))
+            .collect())
+    }
+
+    /// Reads one entry; none when there is no such backup.
+    pub fn backup(&self, id: &str) -> Result<Option<BackupEntry>> {
+        if !is_backup_id(id) {
+            return Ok(None);
+        }
+        let path = self.catalog_dir().join(format!("{id}.json"));
+        match sealed::read::<BackupEntry>(&path)? {
+            Some(entry) if entry.id != id => {
+                Err(Error::damaged(format_args!("\"{}\"", path.display()), format_args!("it holds backup {}", entry.id)))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Reads all entries, oldest first.
+    pub fn backups(&self) -> Result<Vec<BackupEntry>> {
+        let mut entries = Vec::new();
+        for id in self.backup_ids()? {
+            entries.extend(self.backup(&id)?);
+        }
+        entries.sort_by(|a: &BackupEntry, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+        Ok(entries)
+    }
+
+    /// Records a backup. This is the moment from which on it exists.
+    pub fn record_backup(&self, entry: &BackupEntry) -> Result<()> {
+        fsio::create_dirs(&self.catalog_dir())?;
+        let path = self.catalog_dir().join(format!("{}.json", entry.id));
+        match fsio::write_new(&path, &sealed::seal(entry)?)? {
+            fsio::Published::New => Ok(()),
+            fsio::Published::Existing => {
+                Err(Error::new(ErrorKind::Conflict, format!("the backup {} is recorded already", entry.id)))
+            }
+        }
+    }
+
+    /// Chooses the id of a new backup and creates its folder.
+    pub fn create_backup_dir(&self, now: Timestamp) -> Result<(String, PathBuf)> {
+        let base = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+        fsio::create_dirs(&self.backups_dir())?;
+        for suffix in 1..1000 {
+            let id = if suffix == 1 { base.clone() } else { format!("{base}-{suffix}") };
+            let dir = self.backup_dir(&id);
+            if !dir.exists() && self.backup(&id)?.is_none() {
+                fsio::create_dirs(&dir)?;
+                return Ok((id, dir));
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, format!("there are too many backups named {base}")))
+    }
+
+    /// The folders that have no entry: what an interrupted backup left. Only meaningful under the backup lock.
+    pub fn unfinished_backups(&self) -> Result<Vec<String>> {
+        let complete = self.backup_ids()?;
+        Ok(fsio::list(&self.backups_dir())?.into_iter().filter(|id| !complete.contains(id)).collect())
+    }
+
+    /// Removes a folder without an entry.
+    pub fn remove_unfinished(&self, id: &str) -> Result<()> {
+        let dir = self.backup_dir(id);
+        std::fs::remove_dir_all(&dir).at("remove", &dir)?;
+        fsio::fsync_dir(&self.backups_dir())
+    }
+}
+
+/// True for texts that have the form of a backup's id: `20260131T093015Z`, perhaps with `-2` and so on behind it.
+pub fn is_backup_id(text: &str) -> bool {
+    let (stamp, suffix) = text.split_once('-').unwrap_or((text, "2"));
+    let bytes = stamp.as_bytes();
+    bytes.len() == 16
+        && bytes.iter().enumerate().all(|(at, b)| match at {
+            8 => *b == b'T',
+            15 => *b == b'Z',
+            _ => b.is_ascii_digit(),
+        })
+        && !suffix.is_empty()
+        && suffix.len() <= 3
+        && suffix.bytes().all(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_told_from_other_texts() {
+        for good in ["20260131T093015Z", "20260131T093015Z-2", "20260131T093015Z-12"] {
+            assert!(is_backup_id(good), "{good}");
+        }
+        for bad in ["", "latest", "20260131", "20260131T093015", "20260131T093015Z-", "../x", "20260131T093015Z-x"] {
+            assert!(!is_backup_id(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Fragments in the repository, and the fragment log.
+//!
+//! A fragment is stored under its content hash, once for the whole system: members that share a fragment share the copy.
+//! Each member's fragment log has a sealed document for each fragment that its catalogs named, which says what the
+//! fragment belongs to and since when, and, once its row was seen to be gone, until when.
+
+use super::fsio::{self, Published};
+use super::{Repository, sealed};
+use crate::error::{Error, ErrorKind, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use strata_catalog::{FragmentRow, Lsn, names};
+
+/// An entry of the fragment log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FragmentLogEntry {
+    /// The database.
+    pub database_oid: u32,
+    /// The database's name.
+    pub database: String,
+    /// The row of `strata.fragment`.
+    #[serde(flatten)]
+    pub fragment: FragmentRow,
+    /// The timeline that the server was on.
+    pub timeline: u32,
+    /// When the fragment was durable in the repository.
+    pub completed_at: Timestamp,
+    /// When the row was first seen to be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<Dropped>,
+}
+
+/// When a fragment's row was first seen to be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The time.
+    pub at: Timestamp,
+    /// Where the WAL stood then.
+    pub lsn: Lsn,
+}
+
+impl Repository {
+    /// The directory of fragments.
+    pub fn fragments_dir(&self) -> PathBuf {
+        self.system_dir().join("fragments")
+    }
+
+    /// Where a fragment is. `hash` must have the form of a hash.
+    pub fn fragment_path(&self, hash: &str) -> Result<PathBuf> {
+        let prefix = hash.get(..2).filter(|_| names::is_fragment_hash(hash));
+        let prefix = prefix.ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("\"{hash}\" is not the hash of a fragment"))
+                .with_hint("A hash has 64 lower-case hexadecimal digits.")
+        })?;
+        Ok(self.fragments_dir().join(prefix).join(format!("{hash}.{}", names::FRAGMENT_EXTENSION)))
+    }
+
+    /// True when the repository has the fragment.
+    pub fn has_fragment(&self, hash: &str) -> Result<bool> {
+        Ok(self.fragment_path(hash)?.exists())
+    }
+
+    /// Copies a fragment from a store into the repository. Returns the bytes copied: 0 when it was there already.
+    pub fn put_fragment(&self, hash: &str, from: &Path) -> Result<u64> {
+        self.writable()?;
+        let to = self.fragment_path(hash)?;
+        if to.exists() {
+            return Ok(0);
+        }
+        fsio::create_dirs(fsio::parent(&to))?;
+        let (published, bytes) = fsio::copy_checked(from, &to, hash)?;
+        Ok(if published == Published::New { bytes } else { 0 })
+    }
+
+    /// Copies a fragment from the repository into a store. Returns its size, and whether it was not there before.
+    pub fn get_fragment(&self, database_oid: u32, hash: &str, store: &Path) -> Result<(u64, bool)> {
+        let from = self.fragment_path(hash)?;
+        let below = names::fragment_relative_path(database_oid, hash)
+            .ok_or_else(|| Error::new(ErrorKind::Usage, format!("\"{hash}\" is not the hash of a fragment")))?;
+        let to = store.join(below);
+        if let Ok(meta) = std::fs::metadata(&to) {
+            return Ok((meta.len(), false));
+        }
+        if !from.exists() {
+            return Err(Error::new(
+                ErrorKind::Missing,
+                format!("the fragment {hash} is not in the repository \"{}\"", self.root().display()),
+            )
+            .detail(format!("It was looked for at \"{}\".", from.display())));
+        }
+        fsio::create_dirs(fsio::parent(&to))?;
+        let (published, bytes) = fsio::copy_checked(&from, &to, hash)?;
+        Ok((bytes, published == Published::New))
+    }
+
+    /// The hashes of all fragments, with their sizes, in order.
+    pub fn fragments(&self) -> Result<Vec<(String, u64)>> {
+        let dir = self.fragments_dir();
+        let mut found = Vec::new();
+        for prefix in fsio::list(&dir)? {
+            for name in fsio::list(&dir.join(&prefix))? {
+                if let Some(hash) = name.strip_suffix(".frag") {
+                    let path = dir.join(&prefix).join(&name);
+                    let size = std::fs::metadata(&path).map_err(|error| Error::io("look at", &path, error))?.len();
+                    found.push((hash.to_owned(), size));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn fragment_log_dir(&self) -> PathBuf {
+        self.member_dir().join("fragment-log")
+    }
+
+    fn fragment_log_path(&self, entry: &FragmentLogEntry) -> PathBuf {
+        let name = format!("{}-{}.json", entry.fragment.hash, entry.fragment.fragment_id);
+        self.fragment_log_dir().join(entry.database_oid.to_string()).join(name)
+    }
+
+    /// Adds an entry to the fragment log unless it is there.
+    pub fn log_fragment(&self, entry: &FragmentLogEntry) -> Result<Published> {
+        self.writable()?;
+        let path = self.fragment_log_path(entry);
+        if path.exists() {
+            return Ok(Published::Existing);
+        }
+        fsio::create_dirs(fsio::parent(&path))?;
+        fsio::write_new(&path, &sealed::seal(entry)?)
+    }
+
+    /// Notes in the fragment log that a fragment's row is gone.
+    pub fn log_dropped(&self, entry: &FragmentLogEntry) -> Result<()> {
+        self.writable()?;
+        fsio::write_atomic(&self.fragment_log_path(entry), &sealed::seal(entry)?)
+    }
+
+    /// The paths of the fragment log's entries.
+    pub fn fragment_log_paths(&self) -> Result<Vec<PathBuf>> {
+        let dir = self.fragment_log_dir();
+        let mut paths = Vec::new();
+        for database in fsio::list(&dir)? {
+            let below = dir.join(&database);
+            paths.extend(fsio::list(&below)?.into_iter().map(|name| below.join(name)));
+        }
+        Ok(paths)
+    }
+
+    /// Reads the fragment log.
+    pub fn fragment_log(&self) -> Result<Vec<FragmentLogEntry>> {
+        self.fragment_log_paths()?.iter().map(|path| sealed::read_required(path)).collect()
+    }
+}

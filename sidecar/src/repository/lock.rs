@@ -1,0 +1,70 @@
+//! Locks between processes: an advisory lock (`flock`) on a file that stays. The kernel gives it up when its holder dies,
+//! however it dies, so a lock is never stale.
+
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use rustix::fs::FlockOperation;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// A held lock. Dropping it gives it up.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock at `path`, or fails at once when another process has it. `what` says what it is for.
+    pub fn acquire(path: &Path, what: &str) -> Result<Self> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(super::fsio::FILE_MODE)
+            .open(path)
+            .at("open the lock file", path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                // Who holds it is a courtesy; the lock itself is what counts.
+                let _ = file.read_to_string(&mut holder);
+                let mut error = Error::new(ErrorKind::Locked, format!("another process holds the lock for {what}"));
+                error = error.detail(match holder.trim() {
+                    "" => format!("The lock file is \"{}\".", path.display()),
+                    holder => format!("The lock file is \"{}\", held by process {holder}.", path.display()),
+                });
+                return Err(error);
+            }
+            Err(error) => return Err(Error::io("lock", path, error)),
+        }
+        let note = || -> std::io::Result<()> {
+            file.set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
+            write!(file, "{}", std::process::id())
+        };
+        // A full disk must not keep anyone from taking the lock that lets them clean up.
+        let mut note = note;
+        let _ = note();
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_one_is_refused_until_the_first_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = Lock::acquire(&path, "the test").unwrap();
+        let error = Lock::acquire(&path, "the test").unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Locked);
+        assert!(error.detail.unwrap().contains(&std::process::id().to_string()));
+        drop(first);
+        Lock::acquire(&path, "the test").unwrap();
+    }
+}

@@ -1,0 +1,255 @@
+//! The native repository: a directory whose layout is documented (`docs/design/repository-format.md`) and readable with
+//! `zstd`, `b3sum` and a JSON viewer.
+//!
+//! ```text
+//! repository.json
+//! systems/SYSTEM/fragments/<hh>/<hash>.frag             each fragment once in the system's life
+//! systems/SYSTEM/MEMBER/member.json                     which cluster this is
+//!                       backup.lock
+//!                       catalog/ID.json                 one entry a complete backup: the truth
+//!                       backups/ID/manifest.json, *.pack
+//!                       wal/<timeline>/<name>.zst       segments; wal/<timeline>.history.zst
+//!                       fragment-log/<database>/<hash>-<id>.json
+//! ```
+//!
+//! Promises. A file with its final name is whole and durable. Nothing that is published is overwritten, except the
+//! `dropped` note in an entry of the fragment log. A backup exists iff its catalog entry does; the entry is written last.
+//! So a process may die anywhere: what it leaves are files with temporary names and a backup folder without an entry,
+//! and the next backup removes both.
+
+pub mod catalog;
+pub mod fragments;
+pub mod fsio;
+pub mod lock;
+pub mod manifest;
+pub mod pack;
+pub mod sealed;
+pub mod walstore;
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use fsio::Published;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The version of the layout that this program writes and reads.
+pub const FORMAT: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RepositoryFile {
+    format: u32,
+    created_at: Timestamp,
+}
+
+/// What `member.json` holds: the cluster that the member is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// PostgreSQL's system identifier.
+    pub system_identifier: u64,
+    /// The size of its WAL segments.
+    pub segment_size: u32,
+}
+
+/// A member's part of a repository.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    root: PathBuf,
+    system: String,
+    member: String,
+    read_only: bool,
+}
+
+impl Repository {
+    /// Opens the repository of a configuration. It must exist.
+    pub fn open(config: &Config) -> Result<Self> {
+        let repository = Self::at(config);
+        match repository.read_head()? {
+            Some(()) => Ok(repository),
+            None => Err(Error::new(
+                ErrorKind::Missing,
+                format!("there is no repository at \"{}\"", repository.root.display()),
+            )
+            .with_hint("The first backup, or the first archived WAL segment, creates it.")),
+        }
+    }
+
+    /// Opens the repository of a configuration for writing, and creates what is not there yet.
+    pub fn open_or_create(config: &Config) -> Result<Self> {
+        let repository = Self::at(config);
+        repository.writable()?;
+        if repository.read_head()?.is_none() {
+            if let Ok(mut entries) = std::fs::read_dir(&repository.root)
+                && entries.any(|entry| entry.is_ok_and(|e| !e.file_name().to_str().is_some_and(fsio::is_temporary)))
+            {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!("\"{}\" is not a repository and is not empty", repository.root.display()),
+                )
+                .with_hint("Name an empty directory, or one that holds a repository, as repository.path."));
+            }
+            fsio::create_dirs(&repository.root)?;
+            let head = RepositoryFile { format: FORMAT, created_at: Timestamp::now() };
+            fsio::write_new(&repository.root.join("repository.json"), &sealed::seal(&head)?)?;
+        }
+        fsio::create_dirs(&repository.member_dir())?;
+        Ok(repository)
+    }
+
+    fn at(config: &Config) -> Self {
+        Self {
+            root: config.repository.path.clone(),
+            system: config.system.clone(),
+            member: config.member.name.clone(),
+            read_only: config.repository.read_only,
+        }
+    }
+
+    fn read_head(&self) -> Result<Option<()>> {
+        let path = self.root.join("repository.json");
+        match sealed::read::<RepositoryFile>(&path)? {
+            Some(head) if head.format == FORMAT => Ok(Some(())),
+            Some(head) => Err(Error::new(
+                ErrorKind::Config,
+                format!("the repository \"{}\" has format {}, but this program knows format {FORMAT}", self.root.display(), head.format),
+            )),
+            None => Ok(None),
+        }
+    }
+
+    /// Fails when the configuration says that this repository is only read.
+    pub fn writable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(
+                ErrorKind::Forbidden,
+                format!("the repository \"{}\" is read-only for this server", self.root.display()),
+            )
+            .detail("repository.read_only is true, as it is for a server that was just recovered.")
+            .with_hint("When this server is the one to go on with, set it to false and turn archiving on."));
+        }
+        Ok(())
+    }
+
+    /// True when the configuration says that this repository is only read.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The repository's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The system's name.
+    pub fn system(&self) -> &str {
+        &self.system
+    }
+
+    /// The member's name.
+    pub fn member(&self) -> &str {
+        &self.member
+    }
+
+    /// The system's directory.
+    pub fn system_dir(&self) -> PathBuf {
+        self.root.join("systems").join(&self.system)
+    }
+
+    /// The member's directory.
+    pub fn member_dir(&self) -> PathBuf {
+        self.system_dir().join(&self.member)
+    }
+
+    /// Takes the lock that keeps two backups of the member apart.
+    pub fn lock_backup(&self) -> Result<lock::Lock> {
+        let what = format!("backups of member \"{}\" of system \"{}\"", self.member, self.system);
+        lock::Lock::acquire(&self.member_dir().join("backup.lock"), &what)
+    }
+
+    /// The cluster that the member is, when that is known.
+    pub fn identity(&self) -> Result<Option<Identity>> {
+        sealed::read(&self.member_dir().join("member.json"))
+    }
+
+    /// Checks that the member is the cluster `found`, and remembers it when the member is new.
+    pub fn claim(&self, found: &Identity) -> Result<()> {
+        let known = match self.identity()? {
+            Some(known) => known,
+            None => {
+                let path = self.member_dir().join("member.json");
+                match fsio::write_new(&path, &sealed::seal(found)?)? {
+                    Published::New => return Ok(()),
+                    Published::Existing => sealed::read_required(&path)?,
+                }
+            }
+        };
+        if known == *found {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!("member \"{}\" of system \"{}\" is another PostgreSQL cluster", self.member, self.system),
+        )
+        .detail(format!(
+            "The repository holds system identifier {} with segments of {} bytes; this server has {} with {}.",
+            known.system_identifier, known.segment_size, found.system_identifier, found.segment_size
+        ))
+        .with_hint("Give the new cluster another member name or another repository."))
+    }
+
+    /// Proves that the repository takes files: writes one, makes it durable, and removes it.
+    pub fn probe(&self) -> Result<()> {
+        let path = self.member_dir().join(".probe.tmp");
+        fsio::write_atomic(&path, b"probe")?;
+        std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn config(root: &Path) -> Config {
+        let text = format!("system = \"s\"\n[member]\nname = \"m\"\n[repository]\npath = \"{}\"\n", root.display());
+        Config::parse(&text, Path::new("/x")).unwrap()
+    }
+
+    #[test]
+    fn a_repository_is_created_once_and_opened_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(&dir.path().join("repo"));
+        assert_eq!(Repository::open(&config).unwrap_err().kind, ErrorKind::Missing);
+        Repository::open_or_create(&config).unwrap();
+        Repository::open_or_create(&config).unwrap().probe().unwrap();
+        Repository::open(&config).unwrap();
+    }
+
+    #[test]
+    fn a_directory_with_other_things_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("thesis.doc"), "x").unwrap();
+        let error = Repository::open_or_create(&config(dir.path())).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Config);
+    }
+
+    #[test]
+    fn a_member_stays_the_cluster_that_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::open_or_create(&config(dir.path())).unwrap();
+        let one = Identity { system_identifier: 1, segment_size: 16 << 20 };
+        repository.claim(&one).unwrap();
+        repository.claim(&one).unwrap();
+        let other = Identity { system_identifier: 2, ..one };
+        assert_eq!(repository.claim(&other).unwrap_err().kind, ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn a_read_only_repository_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        Repository::open_or_create(&config).unwrap();
+        config.repository.read_only = true;
+        assert_eq!(Repository::open_or_create(&config).unwrap_err().kind, ErrorKind::Forbidden);
+        assert!(Repository::open(&config).is_ok());
+    }
+}

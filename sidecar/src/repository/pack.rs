@@ -1,0 +1,182 @@
+//! Packs: append-only files of zstd frames.
+//!
+//! Each worker of a backup writes packs of its own, so workers never wait for each other. A pack is closed (and made
+//! durable) when it is full; then a new one begins. A frame holds either a piece of one file or several small files.
+
+use super::fsio;
+use super::manifest::Pack;
+use crate::error::{AtPath, Error, Result};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A pack is closed when it has this many bytes.
+const FULL: u64 = 1 << 30;
+
+/// A frame's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FramePlace {
+    /// The worker's own number of the pack.
+    pub pack: u32,
+    /// Where the frame begins.
+    pub offset: u64,
+    /// Its size.
+    pub bytes: u32,
+}
+
+/// Writes the packs of one worker.
+pub struct PackWriter {
+    dir: PathBuf,
+    worker: usize,
+    open: Option<OpenPack>,
+    closed: Vec<Pack>,
+    full: u64,
+}
+
+struct OpenPack {
+    file: File,
+    path: PathBuf,
+    name: String,
+    bytes: u64,
+    hasher: blake3::Hasher,
+}
+
+impl PackWriter {
+    /// A writer of packs into a backup's folder.
+    pub fn new(dir: &Path, worker: usize) -> Self {
+        Self { dir: dir.to_owned(), worker, open: None, closed: Vec::new(), full: FULL }
+    }
+
+    /// Appends a frame.
+    pub fn append(&mut self, frame: &[u8]) -> Result<FramePlace> {
+        if self.open.as_ref().is_some_and(|pack| pack.bytes >= self.full) {
+            self.close()?;
+        }
+        let number = self.closed.len();
+        let pack = match &mut self.open {
+            Some(pack) => pack,
+            None => {
+                let name = format!("{:03}-{number:05}.pack", self.worker);
+                let path = self.dir.join(&name);
+                let file = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(fsio::FILE_MODE)
+                    .open(&path)
+                    .at("create", &path)?;
+                self.open.insert(OpenPack { file, path, name, bytes: 0, hasher: blake3::Hasher::new() })
+            }
+        };
+        pack.file.write_all(frame).at("write", &pack.path)?;
+        pack.hasher.update(frame);
+        // Frames are made from at most a few megabytes, and packs are counted in the thousands.
+        let place = FramePlace { pack: number as u32, offset: pack.bytes, bytes: frame.len() as u32 };
+        pack.bytes += frame.len() as u64;
+        Ok(place)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if let Some(pack) = self.open.take() {
+            pack.file.sync_all().at("fsync", &pack.path)?;
+            self.closed.push(Pack { name: pack.name, bytes: pack.bytes, blake3: pack.hasher.finalize().to_hex().to_string() });
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable and returns the packs in the order of their numbers.
+    pub fn finish(mut self) -> Result<Vec<Pack>> {
+        self.close()?;
+        Ok(self.closed)
+    }
+}
+
+/// Reads frames of one pack.
+pub struct PackReader {
+    file: File,
+    path: PathBuf,
+    decompressor: zstd::bulk::Decompressor<'static>,
+    stored: Vec<u8>,
+}
+
+impl PackReader {
+    /// Opens a pack.
+    pub fn open(path: &Path) -> Result<Self> {
+        let what = || format!("the pack \"{}\"", path.display());
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::damaged(what(), "it is not there"));
+            }
+            Err(error) => return Err(Error::io("open", path, error)),
+        };
+        let decompressor = zstd::bulk::Decompressor::new().at("read", path)?;
+        Ok(Self { file, path: path.to_owned(), decompressor, stored: Vec::new() })
+    }
+
+    /// The pack's size.
+    pub fn size(&self) -> Result<u64> {
+        Ok(self.file.metadata().at("look at", &self.path)?.len())
+    }
+
+    /// The pack's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads a frame into `content`, which must be as long as the frame's content. Returns the bytes as stored.
+    pub fn frame(&mut self, offset: u64, bytes: u32, content: &mut Vec<u8>, expected: usize) -> Result<&[u8]> {
+        self.stored.resize(bytes as usize, 0);
+        if let Err(error) = self.file.read_exact_at(&mut self.stored, offset) {
+            return Err(match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    Error::damaged(format_args!("the pack \"{}\"", self.path.display()), "it is shorter than the manifest says")
+                }
+                _ => Error::io("read", &self.path, error),
+            });
+        }
+        content.clear();
+        content.reserve(expected);
+        let got = self.decompressor.decompress_to_buffer(&self.stored, content).map_err(|error| {
+            Error::damaged(
+                format_args!("the pack \"{}\"", self.path.display()),
+                format_args!("the frame at {offset} does not decompress: {error}"),
+            )
+        })?;
+        if got != expected {
+            return Err(Error::damaged(
+                format_args!("the pack \"{}\"", self.path.display()),
+                format_args!("the frame at {offset} has {got} bytes instead of {expected}"),
+            ));
+        }
+        Ok(&self.stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_back_from_several_packs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = PackWriter::new(dir.path(), 3);
+        writer.full = 200;
+        let contents: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; 1000 + usize::from(n)]).collect();
+        let places: Vec<FramePlace> =
+            contents.iter().map(|c| writer.append(&zstd::bulk::compress(c, 1).unwrap()).unwrap()).collect();
+        let packs = writer.finish().unwrap();
+        assert!(packs.len() > 1);
+        let mut buffer = Vec::new();
+        for (content, place) in contents.iter().zip(&places) {
+            let pack = &packs[place.pack as usize];
+            let mut reader = PackReader::open(&dir.path().join(&pack.name)).unwrap();
+            assert_eq!(reader.size().unwrap(), pack.bytes);
+            reader.frame(place.offset, place.bytes, &mut buffer, content.len()).unwrap();
+            assert_eq!(&buffer, content);
+            assert!(reader.frame(place.offset, place.bytes, &mut buffer, content.len() + 1).is_err());
+        }
+        let hash = fsio::hash_file(&dir.path().join(&packs[0].name)).unwrap().unwrap();
+        assert_eq!(hash, (packs[0].blake3.clone(), packs[0].bytes));
+    }
+}

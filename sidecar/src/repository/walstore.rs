@@ -1,0 +1,245 @@
+//! The WAL archive of a member.
+//!
+//! A file is a zstd frame with the content, followed by a zstd skippable frame with a note, so `zstd -d` gives the
+//! content back. The skippable frame is: magic `0x184D2A5A` and the length of what follows as little-endian 32-bit
+//! numbers; the note as JSON; its CRC-32C and its length as little-endian 32-bit numbers; the eight bytes `STRATAW1`.
+//! The note holds BLAKE3 and size of the content, and for a segment what it says of itself. Being at the end, the note
+//! is read without the content, and a file that was cut off has none.
+
+use super::{Repository, fsio};
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::wal::name::{Segment, WalName};
+use crate::wal::scan::SegmentSummary;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+const SKIPPABLE: u32 = 0x184D_2A5A;
+const MAGIC: &[u8; 8] = b"STRATAW1";
+const FOOTER: usize = 16;
+
+/// What an archived file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalNote {
+    /// The name of the file in `pg_wal`.
+    pub name: String,
+    /// Size of the content.
+    pub bytes: u64,
+    /// BLAKE3 of the content.
+    pub blake3: String,
+    /// When it was archived.
+    pub archived_at: Timestamp,
+    /// What a segment says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<SegmentSummary>,
+}
+
+/// Builds an archive file.
+pub fn encode(note: &WalNote, content: &[u8], level: i32) -> Result<Vec<u8>> {
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Io, format!("could not compress {}: {error}", note.name));
+    let mut out = zstd::bulk::compress(content, level).map_err(failed)?;
+    let note = serde_json::to_vec(note)
+        .map_err(|error| Error::new(ErrorKind::Io, format!("could not write JSON: {error}")))?;
+    // The note is a few hundred bytes.
+    let length = note.len() as u32;
+    out.extend_from_slice(&SKIPPABLE.to_le_bytes());
+    out.extend_from_slice(&(length + FOOTER as u32).to_le_bytes());
+    out.extend_from_slice(&note);
+    out.extend_from_slice(&crc32c::crc32c(&note).to_le_bytes());
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(MAGIC);
+    Ok(out)
+}
+
+fn footer(bytes: &[u8]) -> Option<(u32, u64)> {
+    let footer = bytes.get(bytes.len().checked_sub(FOOTER)?..)?;
+    let crc = u32::from_le_bytes(footer.get(..4)?.try_into().ok()?);
+    let length = u32::from_le_bytes(footer.get(4..8)?.try_into().ok()?);
+    (footer.get(8..) == Some(MAGIC.as_slice())).then_some((crc, u64::from(length)))
+}
+
+/// Takes an archive file apart and checks all of it. `path` names it in errors.
+pub fn decode(bytes: &[u8], path: &Path) -> Result<(WalNote, Vec<u8>)> {
+    let bad = |why: String| Error::damaged(format_args!("the archived WAL file \"{}\"", path.display()), why);
+    let (note, frame_end) = note_of(bytes, bytes.len() as u64).map_err(&bad)?;
+    let frame = bytes.get(..frame_end).unwrap_or_default();
+    let content = zstd::bulk::decompress(frame, note.bytes as usize)
+        .map_err(|error| bad(format!("it does not decompress: {error}")))?;
+    if content.len() as u64 != note.bytes || blake3::hash(&content).to_hex().as_str() != note.blake3 {
+        return Err(bad("its checksum does not match its content".to_owned()));
+    }
+    check_name(&note, path).map_err(bad)?;
+    Ok((note, content))
+}
+
+/// Parses the note from the last bytes of a file of `size` bytes; also says where the frame with the content ends.
+fn note_of(tail: &[u8], size: u64) -> Result<(WalNote, usize), String> {
+    let (crc, length) = footer(tail).ok_or("its end is missing")?;
+    let before = length + FOOTER as u64 + 8;
+    if before > size || before > tail.len() as u64 {
+        return Err("its note is longer than the file".to_owned());
+    }
+    let begin = tail.len() - length as usize - FOOTER;
+    let note = tail.get(begin..begin + length as usize).unwrap_or_default();
+    if crc32c::crc32c(note) != crc {
+        return Err("the checksum of its note does not match".to_owned());
+    }
+    let note: WalNote = serde_json::from_slice(note).map_err(|error| format!("its note does not parse: {error}"))?;
+    if note.bytes > 1 << 31 {
+        return Err(format!("its note says that it has {} bytes", note.bytes));
+    }
+    Ok((note, (size - before) as usize))
+}
+
+fn check_name(note: &WalNote, path: &Path) -> Result<(), String> {
+    let expected = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".zst"));
+    match expected {
+        Some(expected) if expected == note.name => Ok(()),
+        _ => Err(format!("it holds {}", note.name)),
+    }
+}
+
+impl Repository {
+    /// The directory of the archive.
+    pub fn wal_dir(&self) -> PathBuf {
+        self.member_dir().join("wal")
+    }
+
+    /// Where a file of `pg_wal` is archived.
+    pub fn wal_path(&self, name: &str, kind: WalName) -> PathBuf {
+        match kind {
+            WalName::History(_) => self.wal_dir().join(format!("{name}.zst")),
+            _ => self.wal_dir().join(format!("{:08X}", kind.timeline())).join(format!("{name}.zst")),
+        }
+    }
+
+    /// Reads and checks an archived file; none when it is not there.
+    pub fn read_wal(&self, name: &str) -> Result<Option<(WalNote, Vec<u8>)>> {
+        let Some(kind) = WalName::parse(name) else { return Ok(None) };
+        let path = self.wal_path(name, kind);
+        match fsio::read_optional(&path)? {
+            Some(bytes) => decode(&bytes, &path).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads only the note of an archived file, and its size in the archive; none when it is not there.
+    pub fn read_wal_note(&self, name: &str) -> Result<Option<(WalNote, u64)>> {
+        let Some(kind) = WalName::parse(name) else { return Ok(None) };
+        let path = self.wal_path(name, kind);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("open", &path, error)),
+        };
+        let size = file.metadata().at("look at", &path)?.len();
+        let take = size.min(4096);
+        let mut tail = vec![0; take as usize];
+        file.read_exact_at(&mut tail, size - take).at("read", &path)?;
+        let bad = |why: String| Error::damaged(format_args!("the archived WAL file \"{}\"", path.display()), why);
+        let (note, _) = note_of(&tail, size).map_err(&bad)?;
+        check_name(&note, &path).map_err(bad)?;
+        Ok(Some((note, size)))
+    }
+
+    /// True when the archive has the segment.
+    pub fn has_segment(&self, segment: Segment) -> bool {
+        let name = segment.to_string();
+        self.wal_path(&name, WalName::Segment(segment)).exists()
+    }
+
+    /// The timelines that have a directory or a history, ascending.
+    pub fn wal_timelines(&self) -> Result<Vec<u32>> {
+        let mut timelines: Vec<u32> = fsio::list(&self.wal_dir())?
+            .iter()
+            .filter_map(|name| match name.strip_suffix(".history.zst") {
+                Some(timeline) => u32::from_str_radix(timeline, 16).ok(),
+                None => (name.len() == 8).then(|| u32::from_str_radix(name, 16).ok()).flatten(),
+            })
+            .collect();
+        timelines.sort_unstable();
+        timelines.dedup();
+        Ok(timelines)
+    }
+
+    /// The whole segments of a timeline, ascending.
+    pub fn segments(&self, timeline: u32) -> Result<Vec<Segment>> {
+        let dir = self.wal_dir().join(format!("{timeline:08X}"));
+        Ok(fsio::list(&dir)?.iter().filter_map(|name| Segment::parse(name.strip_suffix(".zst")?)).collect())
+    }
+
+    /// The names of everything that is archived, without `.zst`: timeline by timeline, then the histories.
+    pub fn wal_names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for timeline in self.wal_timelines()? {
+            let dir = self.wal_dir().join(format!("{timeline:08X}"));
+            names.extend(fsio::list(&dir)?);
+        }
+        names.extend(fsio::list(&self.wal_dir())?.into_iter().filter(|name| name.ends_with(".history.zst")));
+        Ok(names.iter().filter_map(|name| name.strip_suffix(".zst").map(str::to_owned)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "000000010000000000000001";
+
+    fn sample() -> (WalNote, Vec<u8>, Vec<u8>) {
+        let content: Vec<u8> = (0..100_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        let note = WalNote {
+            name: NAME.to_owned(),
+            bytes: content.len() as u64,
+            blake3: blake3::hash(&content).to_hex().to_string(),
+            archived_at: Timestamp::UNIX_EPOCH,
+            segment: None,
+        };
+        let file = encode(&note, &content, 1).unwrap();
+        (note, content, file)
+    }
+
+    fn path() -> PathBuf {
+        PathBuf::from(format!("/r/{NAME}.zst"))
+    }
+
+    #[test]
+    fn content_and_note_come_back() {
+        let (note, content, file) = sample();
+        assert_eq!(decode(&file, &path()).unwrap(), (note, content));
+    }
+
+    #[test]
+    fn a_plain_zstd_decoder_reads_the_content() {
+        let (_, content, file) = sample();
+        assert_eq!(zstd::stream::decode_all(file.as_slice()).unwrap(), content);
+    }
+
+    #[test]
+    fn damage_anywhere_is_found() {
+        let (_, _, file) = sample();
+        for at in (0..file.len()).step_by(97).chain(file.len() - 400..file.len()) {
+            let mut changed = file.clone();
+            changed[at] ^= 0x10;
+            // The length in the skippable frame's header is the one thing that our own reader does not use.
+            if let Err(error) = decode(&changed, &path()) {
+                assert_eq!(error.kind, ErrorKind::Damaged, "byte {at}");
+                assert!(error.message.contains(NAME));
+            } else {
+                assert!(zstd::stream::decode_all(changed.as_slice()).is_err() || changed[at] != file[at]);
+            }
+        }
+        for length in [0, 1, 15, 16, 100, file.len() - 1] {
+            assert!(decode(&file[..length], &path()).is_err(), "length {length}");
+        }
+    }
+
+    #[test]
+    fn a_file_under_another_name_is_refused() {
+        let (_, _, file) = sample();
+        let other = PathBuf::from("/r/000000010000000000000002.zst");
+        assert!(decode(&file, &other).unwrap_err().message.contains(NAME));
+    }
+}

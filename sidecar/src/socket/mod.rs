@@ -1,0 +1,167 @@
+//! The agent's socket: lines of JSON on a Unix socket (`docs/design/contract.md`, section 3).
+//!
+//! One agent per socket: a lock beside it says whose it is, so a socket file that a dead agent left is replaced and one
+//! of a living agent is not. A handler gets the request and a sender for events; it goes on when the client leaves.
+
+pub mod client;
+
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::progress::{Report, Sink};
+use crate::repository::lock::Lock;
+use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use strata_catalog::{Event, Request};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// A request is one line of at most this many bytes.
+const REQUEST_LIMIT: u64 = 64 << 10;
+
+/// What a handler returns.
+pub type Answer = Pin<Box<dyn Future<Output = Result<serde_json::Value>> + Send>>;
+
+/// Answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// Does what is asked. Progress goes to `events`.
+    fn handle(self: Arc<Self>, request: Request, events: EventSender) -> Answer;
+}
+
+/// Sends events to the client of a request; events to a client that left go nowhere.
+#[derive(Clone)]
+pub struct EventSender(UnboundedSender<Event>);
+
+impl Sink for EventSender {
+    fn report(&self, report: &Report) {
+        // A client that left needs no progress.
+        let _ = self.0.send(Event::Progress {
+            phase: report.phase.clone(),
+            done: report.done,
+            total: report.total,
+            message: report.message.clone(),
+        });
+    }
+}
+
+/// The last event of a request.
+pub fn last_event(outcome: std::result::Result<serde_json::Value, &Error>) -> Event {
+    match outcome {
+        Ok(result) => Event::Result { result },
+        Err(error) => Event::Error {
+            kind: error.kind.to_string(),
+            message: error.message.clone(),
+            detail: error.detail.clone(),
+            hint: error.hint().map(str::to_owned),
+        },
+    }
+}
+
+/// A socket that is listened on. Dropping it removes the socket file.
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl Listener {
+    /// Begins to listen.
+    pub fn bind(path: &Path) -> Result<Self> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).at("create the directory", dir)?;
+        }
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock = Lock::acquire(Path::new(&lock_path), &format!("the agent at \"{}\"", path.display()))
+            .map_err(|error| match error.kind {
+                ErrorKind::Locked => error.with_hint("Another agent serves this socket. End it first."),
+                _ => error,
+            })?;
+        match std::fs::remove_file(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("remove the old socket", path, error)),
+        }
+        // The socket is born with the permissions that it keeps.
+        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(before);
+        let listener = bound.map_err(|error| {
+            let long = path.as_os_str().len() > 107;
+            let error = Error::io("listen at", path, error);
+            if long { error.with_hint("The path of a Unix socket has at most 107 bytes. Set agent.socket.") } else { error }
+        })?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).at("set the permissions of", path)?;
+        Ok(Self { listener, path: path.to_owned(), _lock: lock })
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Serves requests until this future is dropped.
+    pub async fn serve(&self, handler: Arc<dyn Handler>) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(connection(stream, handler.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!("could not accept a connection: {error}");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // The lock is still held, so the file is ours.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn connection(stream: UnixStream, handler: Arc<dyn Handler>) {
+    let (read, write) = stream.into_split();
+    let mut line = String::new();
+    let mut reader = BufReader::new(read.take(REQUEST_LIMIT));
+    match reader.read_line(&mut line).await {
+        Ok(0) => return,
+        Ok(_) => {}
+        Err(error) => {
+            tracing::debug!("could not read a request: {error}");
+            return;
+        }
+    }
+    let (events, queue) = unbounded_channel();
+    let writer = tokio::spawn(write_events(write, queue));
+    let outcome = match serde_json::from_str::<Request>(&line) {
+        Ok(request) => {
+            tracing::debug!(?request, "request");
+            handler.handle(request, EventSender(events.clone())).await
+        }
+        Err(error) => Err(Error::new(ErrorKind::Usage, format!("the request is not understood: {error}"))),
+    };
+    if let Err(error) = &outcome {
+        tracing::warn!("a request failed: {}", error.full_text());
+    }
+    let _ = events.send(last_event(outcome.as_ref().map(Clone::clone)));
+    drop(events);
+    let _ = writer.await;
+}
+
+async fn write_events(mut write: tokio::net::unix::OwnedWriteHalf, mut queue: UnboundedReceiver<Event>) {
+    let mut open = true;
+    while let Some(event) = queue.recv().await {
+        if !open {
+            continue;
+        }
+        let Ok(mut line) = serde_json::to_vec(&event) else { continue };
+        line.push(b'\n');
+        open = write.write_all(&line).await.is_ok();
+    }
+}
