@@ -212,7 +212,7 @@ BEGIN
     SELECT p.relid INTO other FROM strata.policy p
      WHERE p.relid IN (SELECT a FROM pg_partition_ancestors("table") a UNION SELECT t.relid FROM pg_partition_tree("table") t);
     IF FOUND THEN
-        RAISE EXCEPTION 'table "%" is managed already as a part of "%"', strata.table_name("table"), strata.table_name(other) USING ERRCODE = 'duplicate_object',
+        RAISE EXCEPTION 'table "%" shares partitions with managed table "%"', strata.table_name("table"), strata.table_name(other) USING ERRCODE = 'duplicate_object',
             DETAIL = 'Two policies must not decide over one partition.', HINT = format('Use strata.unmanage(%L) first.', other::text);
     END IF;
     IF width IS NULL AND ahead > 0 THEN

@@ -16,7 +16,7 @@ CREATE FUNCTION strata.backup(label text DEFAULT NULL) RETURNS jsonb
 AS $$
 BEGIN
     IF label IS NOT NULL AND (label !~ '\S' OR label ~ '[[:cntrl:]]' OR length(label) > 200) THEN
-        RAISE EXCEPTION 'invalid label of a backup: %', quote_literal(left(label, 200)) USING ERRCODE = 'invalid_parameter_value',
+        RAISE EXCEPTION 'invalid label of a backup: %', quote_literal(left(label, 60)) USING ERRCODE = 'invalid_parameter_value',
             DETAIL = 'A label has 1 to 200 characters, on one line.';
     END IF;
     RETURN strata.agent_call(jsonb_build_object('op', 'backup', 'label', label));

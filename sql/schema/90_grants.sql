@@ -32,3 +32,4 @@ GRANT pg_read_all_settings, pg_monitor, pg_checkpoint TO strata_agent;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_start(text, boolean), pg_catalog.pg_backup_stop(boolean), pg_catalog.pg_switch_wal(),
     pg_catalog.pg_create_restore_point(text), pg_catalog.pg_control_system(), pg_catalog.pg_config()
     TO strata_agent;
+GRANT SELECT ON pg_catalog.pg_config TO strata_agent;
