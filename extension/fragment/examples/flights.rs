@@ -6,9 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use strata_fragment::{
-    Builder, BuilderOptions, ColumnSpec, Fragment, KeySpec, PhysicalType, Schema, Value, Written,
-};
+use strata_fragment::{Builder, BuilderOptions, ColumnSpec, Fragment, KeySpec, PhysicalType, Schema, Value, Written};
 
 const NAMES: [&str; 6] = ["id", "flown_at", "delay", "distance", "origin", "destination"];
 
@@ -16,9 +14,7 @@ fn schema() -> Schema {
     use PhysicalType::{I32, I64, Utf8};
     let columns = NAMES.iter().zip([I64, I64, I32, I32, Utf8, Utf8]).enumerate();
     Schema {
-        columns: columns
-            .map(|(i, (n, ty))| ColumnSpec { name: n.to_string(), attnum: i as i16 + 1, ty })
-            .collect(),
+        columns: columns.map(|(i, (n, ty))| ColumnSpec { name: n.to_string(), attnum: i as i16 + 1, ty }).collect(),
         sort_key: vec![1, 0],
         keys: vec![KeySpec { name: "flights_pkey".to_string(), columns: vec![0, 1] }],
     }
@@ -64,7 +60,11 @@ fn main() {
         finishing += start.elapsed();
     }
     let bytes: u64 = written.iter().map(|w| w.bytes).sum();
-    println!("{rows} rows, {} fragments of blocks of {block_rows}: {bytes} bytes, {:.2} a row", written.len(), bytes as f64 / rows as f64);
+    println!(
+        "{rows} rows, {} fragments of blocks of {block_rows}: {bytes} bytes, {:.2} a row",
+        written.len(),
+        bytes as f64 / rows as f64
+    );
     println!("write: {:.0} rows/s (sort, encode, check, fsync)", rows as f64 / finishing.as_secs_f64());
 
     let start = Instant::now();
@@ -74,8 +74,7 @@ fn main() {
         opened += 1;
     }
     println!("open: {:.0} us", micros(start.elapsed(), opened));
-    let fragments: Vec<Fragment> =
-        written.iter().map(|w| Fragment::open(&w.path, Some(&w.hash)).unwrap()).collect();
+    let fragments: Vec<Fragment> = written.iter().map(|w| Fragment::open(&w.path, Some(&w.hash)).unwrap()).collect();
     let blocks: usize = fragments.iter().map(|f| f.blocks().len()).sum();
     let values: u64 = fragments
         .iter()
@@ -83,7 +82,8 @@ fn main() {
         .sum();
     println!("outside of chunks: {} bytes", bytes - values);
     for (c, name) in NAMES.iter().enumerate() {
-        let size: u64 = fragments.iter().flat_map(|f| (0..f.blocks().len()).map(move |b| f.chunk_bytes(b, c).unwrap())).sum();
+        let size: u64 =
+            fragments.iter().flat_map(|f| (0..f.blocks().len()).map(move |b| f.chunk_bytes(b, c).unwrap())).sum();
         let mut best = Duration::MAX;
         for _ in 0..5 {
             let start = Instant::now();
@@ -98,7 +98,8 @@ fn main() {
         let mut dictionaries = 0;
         for _ in 0..3 {
             let start = Instant::now();
-            let all = fragments.iter().flat_map(|f| (0..f.blocks().len()).map(move |b| f.read_dictionary(b, c).unwrap()));
+            let all =
+                fragments.iter().flat_map(|f| (0..f.blocks().len()).map(move |b| f.read_dictionary(b, c).unwrap()));
             dictionaries = all.filter(Option::is_some).count();
             codes = codes.min(start.elapsed());
         }

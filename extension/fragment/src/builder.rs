@@ -305,13 +305,11 @@ impl Builder {
 
     /// Adds a row.
     pub fn push_row<'a>(&mut self, values: impl IntoIterator<Item = &'a Value>) -> Result<()> {
-        let mut n = 0;
-        for v in values {
+        for (n, v) in values.into_iter().enumerate() {
             match self.columns.get_mut(n) {
                 Some(c) => c.push(v),
                 None => return Err(FragmentError::input(format!("a row with more than {n} values"))),
             }
-            n += 1;
         }
         self.end_row()
     }

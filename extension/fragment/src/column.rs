@@ -118,7 +118,10 @@ impl ColumnData {
     pub(crate) fn spread(self, nulls: &[bool]) -> Self {
         fn rows<T: Copy + Default>(dense: &[T], nulls: &[bool]) -> Vec<T> {
             let mut next = dense.iter();
-            nulls.iter().map(|null| if *null { T::default() } else { next.next().copied().unwrap_or_default() }).collect()
+            nulls
+                .iter()
+                .map(|null| if *null { T::default() } else { next.next().copied().unwrap_or_default() })
+                .collect()
         }
         match self {
             Self::Bool(v) => Self::Bool(rows(&v, nulls)),
@@ -205,11 +208,9 @@ impl Column {
             && match (&self.data, &other.data, self.nulls.is_none() && other.nulls.is_none()) {
                 (ColumnData::I64(a), ColumnData::I64(b), true) => a == b,
                 (ColumnData::I32(a), ColumnData::I32(b), true) => a == b,
-                (
-                    ColumnData::Bytes { offsets: a, data: c },
-                    ColumnData::Bytes { offsets: b, data: d },
-                    true,
-                ) => a == b && c == d,
+                (ColumnData::Bytes { offsets: a, data: c }, ColumnData::Bytes { offsets: b, data: d }, true) => {
+                    a == b && c == d
+                }
                 (a, b, _) => {
                     let bytes = matches!(a, ColumnData::Bytes { .. } | ColumnData::Fixed { .. });
                     std::mem::discriminant(a) == std::mem::discriminant(b)

@@ -42,6 +42,14 @@ pub enum FragmentError {
         /// The newest version that can be read.
         supported: u32,
     },
+    /// The file uses an encoding that this version does not have.
+    #[error("fragment file {path:?} uses encoding {encoding:?}, which this version cannot read", path = .path.display().to_string())]
+    UnsupportedEncoding {
+        /// The file.
+        path: PathBuf,
+        /// The Vortex encoding.
+        encoding: String,
+    },
     /// The caller asked for something that cannot be.
     #[error("invalid fragment input: {what}")]
     InvalidInput {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::cache::{Cache, Item, Key};
-use crate::codec::{Context, Lazy};
+use crate::codec::{self, Context, Lazy};
 use crate::column::{Column, Dictionary};
 use crate::error::{FragmentError, Result};
 use crate::files::{FileId, read_at};
@@ -88,6 +88,9 @@ impl Fragment {
             }
         };
         let footer = Footer::decode(path, &header, encoded, tail, place.start)?;
+        if let Some(encoding) = footer.encodings.iter().find(|e| !codec::is_known(e)) {
+            return Err(FragmentError::UnsupportedEncoding { path: path.to_path_buf(), encoding: encoding.clone() });
+        }
         let mut blocks = Vec::with_capacity(footer.blocks.len());
         let mut first_row = 0;
         for rows in &footer.blocks {
@@ -126,6 +129,11 @@ impl Fragment {
     /// The edition of Vortex that it is encoded with.
     pub fn edition(&self) -> &str {
         &self.footer.edition
+    }
+
+    /// The Vortex encodings that it uses.
+    pub fn encodings(&self) -> &[String] {
+        &self.footer.encodings
     }
 
     /// Its number of rows.

@@ -97,7 +97,10 @@ impl Fragment {
         let mut at = HEADER_LEN as u64;
         for p in pieces {
             if p.offset != at {
-                return Err(FragmentError::damaged(&self.path, format!("footer: a piece at {} instead of {at}", p.offset)));
+                return Err(FragmentError::damaged(
+                    &self.path,
+                    format!("footer: a piece at {} instead of {at}", p.offset),
+                ));
             }
             at += p.len;
         }

@@ -56,10 +56,9 @@ impl Zone {
                     let v = &$v[i];
                     ends = Some(match ends {
                         None => (v, v),
-                        Some((min, max)) => (
-                            if $cmp(v, min).is_lt() { v } else { min },
-                            if $cmp(v, max).is_gt() { v } else { max },
-                        ),
+                        Some((min, max)) => {
+                            (if $cmp(v, min).is_lt() { v } else { min }, if $cmp(v, max).is_gt() { v } else { max })
+                        }
                     });
                 }
                 ends

@@ -1,4 +1,5 @@
 //! Damaged files: every flipped bit and every cut is found by `verify`, and reading gives the right value or an error.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::needless_range_loop)]
 
 mod common;
 
@@ -26,13 +27,7 @@ fn rows(n: i64) -> Vec<Row> {
 }
 
 fn table(dir: &Path, n: i64, block_rows: u32) -> (Written, Vec<Row>) {
-    let types = [
-        PhysicalType::I64,
-        PhysicalType::I32,
-        PhysicalType::Utf8,
-        PhysicalType::F64,
-        PhysicalType::Utf8,
-    ];
+    let types = [PhysicalType::I64, PhysicalType::I32, PhysicalType::Utf8, PhysicalType::F64, PhysicalType::Utf8];
     let rows = rows(n);
     (write(dir, &schema(&types, &[0], &[&[0], &[4]]), block_rows, &rows), rows)
 }
@@ -171,7 +166,11 @@ fn a_damaged_chunk_is_named_and_the_others_stay_readable() {
     let (w, rows) = table(dir.path(), 4_000, 1_000);
     let f = Fragment::open(&w.path, Some(&w.hash)).unwrap();
     // Chunks lie column after column, so the third block's chunk of column 3 begins behind these.
-    let before: u64 = (0..3).flat_map(|c| (0..4).map(move |b| (b, c))).chain([(0, 3), (1, 3)]).map(|(b, c)| f.chunk_bytes(b, c).unwrap()).sum();
+    let before: u64 = (0..3)
+        .flat_map(|c| (0..4).map(move |b| (b, c)))
+        .chain([(0, 3), (1, 3)])
+        .map(|(b, c)| f.chunk_bytes(b, c).unwrap())
+        .sum();
     let mut bad = fs::read(&w.path).unwrap();
     bad[16 + before as usize + 5] ^= 64;
     fs::write(&w.path, bad).unwrap();

@@ -1,4 +1,5 @@
 //! Whatever rows are written, the same come back: by column, by value, by dictionary and by lookup.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -69,12 +70,11 @@ fn value(ty: PhysicalType) -> BoxedStrategy<Value> {
         }
         PhysicalType::Decimal { .. } => (-9_999i128..99_999).prop_map(Value::I128).boxed(),
         PhysicalType::Utf8 | PhysicalType::Binary => bytes().prop_map(Value::Bytes).boxed(),
-        PhysicalType::Fixed(n) => prop_oneof![
-            prop::collection::vec(any::<u8>(), n as usize),
-            prop::collection::vec(0u8..3, n as usize),
-        ]
-        .prop_map(Value::Bytes)
-        .boxed(),
+        PhysicalType::Fixed(n) => {
+            prop_oneof![prop::collection::vec(any::<u8>(), n as usize), prop::collection::vec(0u8..3, n as usize),]
+                .prop_map(Value::Bytes)
+                .boxed()
+        }
     }
 }
 
@@ -217,8 +217,7 @@ fn large_blocks_of_every_type_come_back() {
 fn wide_values_end_a_block_early() {
     let dir = tempfile::tempdir().unwrap();
     let schema = schema(&[PhysicalType::Binary, PhysicalType::I32], &[], &[]);
-    let rows: Vec<Row> =
-        (0..12).map(|i| vec![Value::Bytes(vec![i as u8; 5 << 20]), Value::I32(i)]).collect();
+    let rows: Vec<Row> = (0..12).map(|i| vec![Value::Bytes(vec![i as u8; 5 << 20]), Value::I32(i)]).collect();
     let w = write(dir.path(), &schema, 1000, &rows);
     let f = Fragment::open(&w.path, None).unwrap();
     assert_eq!(f.blocks().len(), 4);

@@ -1,4 +1,5 @@
 //! Writing: names, leftovers, refused input, a full disk.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

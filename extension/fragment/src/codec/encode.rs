@@ -217,4 +217,3 @@ fn bytes<T: AsRef<[u8]>>(utf8: bool, values: impl Iterator<Item = T>) -> (Repr, 
     };
     (repr, Some(VarBinViewArray::from_iter(values.map(Some), dtype).into_array()))
 }
-

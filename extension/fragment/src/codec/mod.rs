@@ -29,6 +29,7 @@ use vortex::array::session::ArraySessionExt;
 use vortex::encodings::{alp, bytebool, datetime_parts, decimal_byte_parts, fastlanes, fsst, pco, runend, sequence};
 use vortex::encodings::{sparse, zigzag, zstd};
 use vortex::session::VortexSession;
+use vortex::session::registry::Id;
 
 pub(crate) use decode::{Context, Lazy, decode};
 pub(crate) use encode::Encoder;
@@ -74,6 +75,11 @@ static SESSION: LazyLock<VortexSession> = LazyLock::new(|| {
     sparse::initialize(&session);
     session
 });
+
+/// Whether arrays of this encoding can be read.
+pub(crate) fn is_known(encoding: &str) -> bool {
+    SESSION.arrays().registry().contains_key(&Id::new(encoding))
+}
 
 /// Runs something of Vortex; a panic becomes an error with its message.
 fn guard<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {

@@ -3,9 +3,7 @@
 
 use std::path::Path;
 
-use strata_fragment::{
-    Builder, BuilderOptions, ColumnSpec, Fragment, KeySpec, PhysicalType, Schema, Value, Written,
-};
+use strata_fragment::{Builder, BuilderOptions, ColumnSpec, Fragment, KeySpec, PhysicalType, Schema, Value, Written};
 
 pub type Row = Vec<Value>;
 
