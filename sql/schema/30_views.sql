@@ -80,13 +80,15 @@ SELECT l.root::pg_catalog.regclass AS "table",
   FROM leaf l
   LEFT JOIN stored s ON s.relid = l.oid
   CROSS JOIN LATERAL (
-      -- The delta store by its pages, as many rows as they hold at the width that the rows of the fragments had as heap. One
-      -- page is always kept, also when it is empty.
+      -- The delta store by its pages, as many rows as they hold at the width that the rows of the fragments had as heap, or,
+      -- without fragments, at that of the columns. One page is always kept, also when it is empty.
       SELECT CASE WHEN h.bytes <= b.block_size THEN 0
-                  ELSE (h.bytes / GREATEST(COALESCE(s.heap_bytes / NULLIF(s.rows, 0), 100), 28))::bigint
+                  ELSE (h.bytes / GREATEST(COALESCE(s.heap_bytes / NULLIF(s.rows, 0), w.bytes), 28))::bigint
              END AS rows
         FROM (SELECT pg_catalog.pg_relation_size(l.oid) AS bytes) h,
-             (SELECT pg_catalog.current_setting('block_size')::bigint AS block_size) b
+             (SELECT pg_catalog.current_setting('block_size')::bigint AS block_size) b,
+             (SELECT 28 + COALESCE(pg_catalog.sum(CASE WHEN t.attlen > 0 THEN t.attlen ELSE 32 END), 0) AS bytes
+                FROM pg_catalog.pg_attribute t WHERE t.attrelid = l.oid AND t.attnum > 0 AND NOT t.attisdropped) w
   ) delta;
 COMMENT ON VIEW strata.partitions IS 'Partitions, with their tier and size, of every partitioned table that is managed or has warm partitions, and warm tables that are no partitions';
 COMMENT ON COLUMN strata.partitions."table" IS 'the partitioned table at the top; for a warm table that is no partition, that table itself';

@@ -324,6 +324,10 @@ BEGIN
     EXCEPTION WHEN query_canceled OR OTHERS THEN
         GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT, fact = PG_EXCEPTION_DETAIL, advice = PG_EXCEPTION_HINT;
     END;
+    IF code <> '57014' AND EXISTS (SELECT FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = partition AND a.amname = 'warm') THEN
+        DELETE FROM strata.job j WHERE j.job_id = job;  -- somebody moved it by hand, while this waited for the lock
+        RETURN NULL;
+    END IF;
     -- One row stands for all failures of a partition for the same reason, so that retries do not fill the table.
     WITH same AS (
         DELETE FROM strata.job j
