@@ -4,8 +4,9 @@ use anyhow::{Context, Result, bail};
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::{ByteArrayType, DataType, Int64Type};
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use postgres::Client;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -51,6 +52,35 @@ fn cache_directory() -> Result<PathBuf> {
     };
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     Ok(dir)
+}
+
+/// The table: monthly partitions and a primary key.
+pub const TABLE: &str =
+    "CREATE TABLE flights (id bigint, date timestamp, delay int, distance int, origin text, destination text,
+                      PRIMARY KEY (date, id)) PARTITION BY RANGE (date)";
+
+/// Creates the table with its partitions, 2001-01 to 2001-07, and loads the file; gives the number of rows.
+/// `DEMO_ROWS` makes it smaller, to work on the programs that use it.
+pub fn load(file: &Path, c: &mut Client) -> Result<i64> {
+    c.batch_execute(TABLE)?;
+    for month in 1..=7 {
+        c.batch_execute(&format!(
+            "CREATE TABLE flights_2001_{month:02} PARTITION OF flights FOR VALUES FROM ('2001-{month:02}-01') TO ('2001-{:02}-01')",
+            month + 1
+        ))?;
+    }
+    let limit = std::env::var("DEMO_ROWS").ok().and_then(|n| n.parse().ok());
+    let mut out = BufWriter::with_capacity(1 << 18, c.copy_in("COPY flights FROM STDIN")?);
+    let rows = copy_text(file, limit, &mut out)?;
+    out.into_inner().map_err(|e| e.into_error()).context("finish COPY")?.finish()?;
+    c.batch_execute("VACUUM ANALYZE flights; CHECKPOINT")?;
+    Ok(rows)
+}
+
+/// Bytes of all pages of the table in the data directory: heap, indexes, TOAST, maps.
+pub fn total_bytes(c: &mut Client) -> Result<u64> {
+    let sql = "SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('flights') WHERE isleaf";
+    Ok(u64::try_from(c.query_one(sql, &[])?.get::<_, i64>(0))?)
 }
 
 /// Writes the flights as COPY text: id, date, delay, distance, origin, destination; returns how many.

@@ -4,16 +4,14 @@
 //! Every change is made on both; nothing that Strata does can reach the twin. What is proven is compared with it, row by row.
 //! The demo fails (exit code 1) when something is not as promised; it stops and removes what it started, unless `KEEP=1`.
 
-mod flights;
-mod queries;
+mod changes;
 mod recovery;
-mod screen;
 
 use anyhow::{Context, Result, bail};
 use postgres::Client;
-use screen::{Screen, bytes, count, time};
 use std::process::ExitCode;
-use strata_tests::{Agent, Cluster, Options, Strata, process, twin};
+use strata_tests::report::{Screen, bytes, count, time};
+use strata_tests::{Agent, Cluster, Options, Strata, flights, process, queries, twin};
 
 /// What the last screen says.
 #[derive(Default)]
@@ -51,7 +49,7 @@ fn run(screen: &mut Screen) -> Result<ExitCode> {
     println!("Strata: a table ages, is backed up, is destroyed, and comes back to a chosen moment.");
 
     screen.chapter("Three million flights in a partitioned table with a primary key");
-    let file = strata_tests::flights::fetch(&mut |s| screen.say(s))?;
+    let file = flights::fetch(&mut |s| screen.say(s))?;
     let settings = |o: Options| {
         o.set("shared_buffers", "512MB")
             .set("max_wal_size", "2GB")
@@ -81,12 +79,12 @@ fn run(screen: &mut Screen) -> Result<ExitCode> {
         bytes(heap_bytes)
     ));
     let before = queries::measure(&mut c)?;
-    queries::show_plan(screen, &mut c)?;
+    show_plan(screen, &mut c)?;
 
     let (warm_bytes, after) = age(screen, &main, &mut c, &mut proven, &before, heap_bytes)?;
 
     screen.chapter("UPDATE and DELETE of warm rows");
-    for sql in flights::CHANGES_OF_WARM_ROWS {
+    for sql in changes::CHANGES_OF_WARM_ROWS {
         screen.command("=#", sql);
         let n = c.execute(*sql, &[])?;
         let m = h.execute(*sql, &[])?;
@@ -95,7 +93,7 @@ fn run(screen: &mut Screen) -> Result<ExitCode> {
             bail!("{sql}: {n} rows on warm, {m} on the heap twin");
         }
     }
-    let same = flights::compare(&mut c, &mut h)?;
+    let same = changes::compare(&mut c, &mut h)?;
     proven.check(
         screen,
         true,
@@ -122,7 +120,7 @@ fn run(screen: &mut Screen) -> Result<ExitCode> {
     );
 
     screen.chapter("More changes, and an accident");
-    for sql in flights::LATER_CHANGES {
+    for sql in changes::LATER_CHANGES {
         screen.command("=#", sql);
         let (n, m) = (c.execute(*sql, &[])?, h.execute(*sql, &[])?);
         if n != m {
@@ -132,11 +130,11 @@ fn run(screen: &mut Screen) -> Result<ExitCode> {
     let moment = twin::value(&mut c, "SELECT clock_timestamp()")?;
     screen.say(&format!("It is {moment}. This is the moment that we will want back."));
     std::thread::sleep(std::time::Duration::from_millis(200));
-    for sql in flights::ACCIDENT {
+    for sql in changes::ACCIDENT {
         screen.command("=#", sql);
         c.batch_execute(sql)?;
     }
-    screen.say(&format!("{} of {} flights are left.", count(flights::rows(&mut c)?), count(flights::rows(&mut h)?)));
+    screen.say(&format!("{} of {} flights are left.", count(changes::rows(&mut c)?), count(changes::rows(&mut h)?)));
     recovery::wait_archived(&mut c, &strata)?;
 
     screen.chapter("The data directory and the store are deleted");
@@ -150,7 +148,7 @@ fn run(screen: &mut Screen) -> Result<ExitCode> {
     screen.chapter("Recovery to the moment between the changes");
     let (back, mut b) = recovery::recover(screen, &main, &strata, &moment)?;
     let on_demand = recovery::first_queries(screen, &back, &mut b)?;
-    let same = flights::compare(&mut b, &mut h)?;
+    let same = changes::compare(&mut b, &mut h)?;
     proven.check(
         screen,
         true,
@@ -162,6 +160,14 @@ fn run(screen: &mut Screen) -> Result<ExitCode> {
     last_screen(screen, &proven, heap_bytes, warm_bytes, &before, &after);
     back.farewell(screen, keep)?;
     Ok(if proven.short.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints one query's plan, as it was run.
+fn show_plan(screen: &Screen, c: &mut Client) -> Result<()> {
+    let (explain, lines) = queries::plan(c)?;
+    screen.command("=#", &explain);
+    lines.iter().for_each(|line| screen.quote(line));
+    Ok(())
 }
 
 /// Moves the old months to warm; measures sizes and queries again.
@@ -184,7 +190,7 @@ fn age(
     // July began with one flight in the file; it stays hot for the changes to come.
     c.batch_execute("SELECT strata.unmanage('flights'); SELECT strata.to_hot('flights_2001_07')")?;
     c.batch_execute("VACUUM ANALYZE flights")?;
-    screen.table(&["partition", "tier", "rows", "heap", "warm", "compression"], &flights::partitions(c)?);
+    screen.table(&["partition", "tier", "rows", "heap", "warm", "compression"], &changes::partitions(c)?);
     let store = process::tree_bytes(main.store());
     let warm_bytes = flights::total_bytes(c)? + store;
     screen.say(&format!(
@@ -203,8 +209,8 @@ fn age(
 
     screen.chapter("The same queries on the warm table");
     let after = queries::measure(c)?;
-    queries::show_plan(screen, c)?;
-    queries::compare(screen, before, &after)?;
+    show_plan(screen, c)?;
+    screen.table(&["query", "heap", "warm", "faster"], &queries::compare(before, &after)?);
     let slowest = queries::slowest_aggregate(before, &after);
     proven.check(
         screen,

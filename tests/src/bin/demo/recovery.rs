@@ -1,10 +1,10 @@
 //! The way back.
 
-use crate::screen::{Screen, bytes, count, time};
 use anyhow::{Context, Result, bail};
 use postgres::Client;
 use std::time::{Duration, Instant};
 use strata_tests::recovered::{self, Recovered};
+use strata_tests::report::{Screen, bytes, count, time};
 use strata_tests::{Cluster, Strata, process, twin};
 
 /// Waits until everything up to now is in the repository.

@@ -1,15 +1,9 @@
-//! The table of the demo: loading, changing, and comparing it with its twin.
+//! What happens to the table in the demo, and the comparison with its twin.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use postgres::Client;
-use std::io::{BufRead, BufReader, BufWriter};
-use std::path::Path;
+use std::io::{BufRead, BufReader};
 use strata_tests::twin;
-
-/// The table.
-pub const TABLE: &str =
-    "CREATE TABLE flights (id bigint, date timestamp, delay int, distance int, origin text, destination text,
-                      PRIMARY KEY (date, id)) PARTITION BY RANGE (date)";
 
 /// Changes of rows that are warm by then.
 pub const CHANGES_OF_WARM_ROWS: &[&str] = &[
@@ -30,39 +24,9 @@ pub const LATER_CHANGES: &[&str] = &[
 pub const ACCIDENT: &[&str] =
     &["DELETE FROM flights WHERE origin <> 'SFO' AND date >= '2001-02-01'", "TRUNCATE flights_2001_01"];
 
-/// Creates the table and loads the file.
-pub fn load(file: &Path, c: &mut Client) -> Result<i64> {
-    c.batch_execute(TABLE)?;
-    for month in 1..=7 {
-        c.batch_execute(&format!(
-            "CREATE TABLE flights_2001_{month:02} PARTITION OF flights FOR VALUES FROM ('2001-{month:02}-01') TO ('2001-{:02}-01')",
-            month + 1
-        ))?;
-    }
-    let mut out = BufWriter::with_capacity(1 << 18, c.copy_in("COPY flights FROM STDIN")?);
-    let rows = strata_tests::flights::copy_text(file, limit(), &mut out)?;
-    out.into_inner().map_err(|e| e.into_error()).context("finish COPY")?.finish()?;
-    c.batch_execute("VACUUM ANALYZE flights; CHECKPOINT")?;
-    Ok(rows)
-}
-
-/// `DEMO_ROWS` makes the demo smaller, to work on the demo itself.
-fn limit() -> Option<i64> {
-    std::env::var("DEMO_ROWS").ok()?.parse().ok()
-}
-
 /// How many flights there are.
 pub fn rows(c: &mut Client) -> Result<i64> {
     Ok(c.query_one("SELECT count(*) FROM flights", &[])?.get(0))
-}
-
-/// Bytes of all pages of the table in the data directory: heap, indexes, TOAST, maps.
-pub fn total_bytes(c: &mut Client) -> Result<u64> {
-    let row = c.query_one(
-        "SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('flights') WHERE isleaf",
-        &[],
-    )?;
-    Ok(u64::try_from(row.get::<_, i64>(0))?)
 }
 
 /// The view `strata.partitions`, for people.

@@ -1,13 +1,20 @@
-//! What the demo prints: chapters, sentences, tables. Colour on a terminal only.
+//! What the demo and the benchmark print: chapters, sentences, tables, numbers for people. Colour on a terminal only.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// The terminal.
+#[derive(Debug)]
 pub struct Screen {
     colour: bool,
     chapter: usize,
     begun: Instant,
+}
+
+impl Default for Screen {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Screen {

@@ -1,10 +1,10 @@
-//! The queries that are measured before and after ageing.
+//! The queries over flights that the demo and the benchmark measure, on heap and on warm.
 
-use crate::screen::{Screen, time};
+use crate::report::time;
+use crate::twin;
 use anyhow::{Result, bail};
 use postgres::Client;
 use std::time::{Duration, Instant};
-use strata_tests::twin;
 
 /// A query with its name; aggregates over many rows carry the promise of speed.
 struct Query {
@@ -78,28 +78,26 @@ pub fn measure(c: &mut Client) -> Result<Vec<Measured>> {
         .collect()
 }
 
-/// Prints one query's plan, as it was run.
-pub fn show_plan(screen: &Screen, c: &mut Client) -> Result<()> {
+/// The plan of one query, as it was run: what was run, and its lines.
+pub fn plan(c: &mut Client) -> Result<(String, Vec<String>)> {
     let explain = format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) {SHOWN}");
-    screen.command("=#", &explain);
-    for row in twin::rows(c, &explain)? {
-        screen.quote(row[0].as_deref().unwrap_or(""));
-    }
-    Ok(())
+    let lines = twin::rows(c, &explain)?.into_iter().filter_map(|r| r.into_iter().next().flatten()).collect();
+    Ok((explain, lines))
 }
 
-/// Prints both times of each query; fails when an answer changed.
-pub fn compare(screen: &Screen, before: &[Measured], after: &[Measured]) -> Result<()> {
-    let mut table = Vec::new();
-    for ((q, b), a) in QUERIES.iter().zip(before).zip(after) {
-        if a.rows != b.rows {
-            bail!("\"{}\" answers differently on warm:\n{:?}\n{:?}", q.name, b.rows, a.rows);
-        }
-        let ratio = b.time.as_secs_f64() / a.time.as_secs_f64();
-        table.push(vec![q.name.to_owned(), time(b.time), time(a.time), format!("{ratio:.1}x")]);
-    }
-    screen.table(&["query", "heap", "warm", "faster"], &table);
-    Ok(())
+/// A table of both times of each query; fails when an answer changed.
+pub fn compare(before: &[Measured], after: &[Measured]) -> Result<Vec<Vec<String>>> {
+    QUERIES
+        .iter()
+        .zip(before.iter().zip(after))
+        .map(|(q, (b, a))| {
+            if a.rows != b.rows {
+                bail!("\"{}\" answers differently on warm:\n{:?}\n{:?}", q.name, b.rows, a.rows);
+            }
+            let ratio = b.time.as_secs_f64() / a.time.as_secs_f64();
+            Ok(vec![q.name.to_owned(), time(b.time), time(a.time), format!("{ratio:.1}x")])
+        })
+        .collect()
 }
 
 /// The smallest gain among the aggregates.
