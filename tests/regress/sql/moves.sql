@@ -69,6 +69,18 @@ CALL strata.run_policies('log');
 SELECT object, state, error FROM strata.jobs ORDER BY job_id DESC LIMIT 1;
 SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory';
 
+-- A canceled run says so in the job, and ends.
+SELECT strata.to_hot('log_old') > 0 AS hot, strata.to_hot('log_2') > 0 AS hot;
+SET strata.failpoint = 'move:before_swap=sleep:20000';
+SET statement_timeout = '300ms';
+CALL strata.run_policies('log');
+RESET statement_timeout;
+RESET strata.failpoint;
+SELECT object, state, result FROM strata.jobs ORDER BY job_id DESC LIMIT 1;
+SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory';
+CALL strata.run_policies('log');
+SELECT partition, tier FROM strata.partitions WHERE partition IN ('log_old'::regclass, 'log_2'::regclass) ORDER BY partition::text;
+
 -- Back to hot, and moved again.
 SELECT strata.to_hot('log_2') = (SELECT count(*) FROM twin WHERE at >= '2001-02-01' AND at < '2001-03-01') AS rows;
 CALL strata.run_policies('log');
