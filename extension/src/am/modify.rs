@@ -28,16 +28,17 @@ pub unsafe extern "C-unwind" fn tuple_delete(
             })
         };
         let Some(row_id) = tid::row_id_at(at) else {
-            ssi::write_delta(rel, &*at);
             let (crosscheck, origin) = delta_crosscheck(rel, at, crosscheck);
             let result = call(at, cid, crosscheck);
-            if let (TM_Result::TM_Ok, Some(row_id)) = (result, origin) {
-                promote::mark_superseded(rel, row_id, &*at, cid);
+            if result == TM_Result::TM_Ok {
+                ssi::write_delta(rel, &*at);
+                if let Some(row_id) = origin {
+                    promote::mark_superseded(rel, row_id, &*at, cid);
+                }
             }
             return result;
         };
         let Some(target) = promote::target(rel, row_id, cid, policy(wait)) else { return TM_Result::TM_BeingModified };
-        ssi::write_row(rel, row_id);
         let mut delta = target.delta;
         let result = call(&mut delta, target.cid, row_crosscheck(rel, row_id, crosscheck));
         finish(rel, row_id, &target, cid, result, tmfd);
@@ -57,7 +58,12 @@ unsafe fn finish(
     // SAFETY: the arguments are the caller's.
     unsafe {
         match result {
-            TM_Result::TM_Ok if target.committed => promote::mark_superseded(rel, row_id, &target.delta, cid),
+            TM_Result::TM_Ok => {
+                ssi::write_row(rel, row_id);
+                if target.committed {
+                    promote::mark_superseded(rel, row_id, &target.delta, cid);
+                }
+            }
             TM_Result::TM_SelfModified => (*tmfd).cmax = promote::reported_command(target, cid, (*tmfd).cmax),
             _ => {}
         }
@@ -117,10 +123,10 @@ pub unsafe extern "C-unwind" fn tuple_update(
             })
         };
         let Some(row_id) = tid::row_id_at(at) else {
-            ssi::write_delta(rel, &*at);
             let (crosscheck, origin) = delta_crosscheck(rel, at, crosscheck);
             let result = call(at, cid, crosscheck);
             if result == TM_Result::TM_Ok {
+                ssi::write_delta(rel, &*at);
                 unique::check_fragments(rel, slot);
                 if let Some(row_id) = origin {
                     promote::mark_superseded(rel, row_id, &*at, cid);
@@ -129,7 +135,6 @@ pub unsafe extern "C-unwind" fn tuple_update(
             return result;
         };
         let Some(target) = promote::target(rel, row_id, cid, policy(wait)) else { return TM_Result::TM_BeingModified };
-        ssi::write_row(rel, row_id);
         let mut delta = target.delta;
         let result = call(&mut delta, target.cid, row_crosscheck(rel, row_id, crosscheck));
         if result == TM_Result::TM_Ok {
