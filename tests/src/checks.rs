@@ -70,3 +70,20 @@ pub fn key_is_exact(client: &mut Client, table: &str, key: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// Moves a table to warm; one that is warm already goes to hot first, so that all its rows are in fragments afterwards.
+pub fn rewarm(client: &mut Client, table: &str) -> Result<i64> {
+    let warm = twin::value(
+        client,
+        &format!(
+            "SELECT count(*) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = '{table}'::regclass AND amname = 'warm'"
+        ),
+    )?;
+    if warm == "1" {
+        client.execute(&format!("SELECT strata.to_hot('{table}')"), &[]).with_context(|| format!("to_hot({table})"))?;
+    }
+    let row = client
+        .query_one(&format!("SELECT strata.to_warm('{table}')"), &[])
+        .with_context(|| format!("to_warm({table})"))?;
+    Ok(row.get(0))
+}

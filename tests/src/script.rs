@@ -4,7 +4,7 @@
 //!
 //! | line | heap side | warm side |
 //! |---|---|---|
-//! | `\warm TABLE…` | nothing | `strata.to_warm(TABLE)`: its rows become fragments |
+//! | `\warm TABLE…` | nothing | `strata.to_warm(TABLE)`, after `strata.to_hot` if it is warm: all its rows become fragments |
 //! | `\hot TABLE…` | nothing | `strata.to_hot(TABLE)` |
 //! | `\always TABLE…` | nothing | from here on `\warm TABLE…` before every statement outside a transaction |
 //! | `\session N` | the next statements go to connection N | the same |
@@ -16,6 +16,7 @@
 //! Each statement must give the same on both sides: the same rows (in order when it says ORDER BY, else as a bag), the same
 //! command tag count, or the same SQLSTATE with the same message.
 
+use crate::checks;
 use crate::cluster::Cluster;
 use anyhow::{Context, Result, bail};
 use postgres::{Client, SimpleQueryMessage};
@@ -211,10 +212,7 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
 }
 
 fn to_warm(client: &mut Client, tables: &[String]) -> Result<()> {
-    for t in tables {
-        client.execute(&format!("SELECT strata.to_warm('{t}')"), &[]).with_context(|| format!("to_warm({t})"))?;
-    }
-    Ok(())
+    tables.iter().try_for_each(|t| checks::rewarm(client, t).map(drop))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::path::Path;
 use strata_tests::script::{self, Outcome};
-use strata_tests::{Cluster, Options, twin};
+use strata_tests::{Cluster, Options, checks, twin};
 
 /// Runs `slt/NAME.sql`.
 fn compare(name: &str) {
@@ -142,7 +142,7 @@ fn random_workload(cluster: &Cluster, seed: u64) {
             c.batch_execute("VACUUM w").unwrap();
         }
         if r.random_bool(0.3) {
-            c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+            checks::rewarm(&mut c, "w").unwrap();
         } else if r.random_bool(0.1) {
             c.execute("SELECT strata.to_hot('w')", &[]).unwrap();
         }

@@ -71,7 +71,7 @@ fn ten_random_moments_come_back_as_the_oracle_recorded_them() {
         ))
         .unwrap();
         match step {
-            12 | 41 => drop(c.execute("SELECT strata.to_warm('w')", &[]).unwrap()),
+            12 | 41 => drop(checks::rewarm(&mut c, "w").unwrap()),
             20 => c
                 .batch_execute(
                     "CREATE TABLE w2 (id int PRIMARY KEY, v text); INSERT INTO w2 SELECT i, md5(i::text) FROM generate_series(1, 2000) i;

@@ -15,7 +15,7 @@ fn sql_functions_say_what_was_wrong() {
          CREATE TABLE hashed (id int) PARTITION BY HASH (id);
          CREATE TABLE by_text (k text) PARTITION BY RANGE (k);
          CREATE VIEW v AS SELECT 1 AS a; CREATE INDEX i ON plain (at); CREATE SEQUENCE s; CREATE UNLOGGED TABLE u (a int);
-         CREATE TEMP TABLE tmp (a int)",
+         CREATE TEMP TABLE tmp (a int); CREATE TABLE warm_already (a int) USING warm",
     )
     .unwrap();
     for (sql, code, says) in [
@@ -26,6 +26,8 @@ fn sql_functions_say_what_was_wrong() {
         ("SELECT strata.to_warm('pg_class')", "", "pg_class"),
         ("SELECT strata.to_warm('strata.fragment')", "", "fragment"),
         ("SELECT strata.to_warm('parted')", "42809", "parted"),
+        ("SELECT strata.to_warm('warm_already')", "42809", "warm_already"),
+        ("SELECT strata.to_hot('plain')", "42809", "plain"),
         ("SELECT strata.to_hot('v')", "42809", "v"),
         ("SELECT strata.manage('nowhere', '1 day')", "42P01", "nowhere"),
         ("SELECT strata.manage('plain', '1 day')", "42809", "plain"),
