@@ -48,7 +48,8 @@ unsafe extern "C-unwind" {
     /// `predicate.c`
     pub fn CheckForSerializableConflictIn(relation: Relation, tid: ItemPointer, blkno: BlockNumber);
     /// `nodeFuncs.c`
-    #[cfg(feature = "pg15")]
+    #[cfg(not(feature = "pg18"))]
+    #[cfg_attr(not(feature = "pg15"), link_name = "planstate_tree_walker_impl")]
     pub fn planstate_tree_walker(
         planstate: *mut PlanState,
         walker: Option<unsafe extern "C-unwind" fn(*mut PlanState, *mut c_void) -> bool>,

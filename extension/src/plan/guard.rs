@@ -1,0 +1,112 @@
+//! What keeps PostgreSQL's own plans right on warm tables.
+//!
+//! * **Indexes.** A plain btree has no entries for fragment rows, and BRIN summarizes heap blocks only, so neither may be
+//!   scanned by itself when a table has fragments. They stay in the planner's list, because what it proves from them
+//!   holds (a unique index is unique over all rows), but offer no scan: neither plain, nor bitmap, nor parallel. They are
+//!   marked hypothetical as well, so that estimates do not ask them for the extreme values of the table.
+//! * **Bitmap prefetch** asks for blocks by number before the access method sees them; virtual blocks are in no file. It is
+//!   switched off for scans of warm tables when the executor starts. From PostgreSQL 18 on the access method itself
+//!   prefetches.
+
+use crate::am::{fragments, handler, index};
+use crate::pg::{OpenRelation, guarded};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+static mut PREVIOUS_RELATION_INFO: pg_sys::get_relation_info_hook_type = None;
+
+/// Installs the hooks.
+pub fn install() {
+    // SAFETY: called once by a backend or the postmaster, which have one thread; previous hooks are chained.
+    unsafe {
+        PREVIOUS_RELATION_INFO = pg_sys::get_relation_info_hook;
+        pg_sys::get_relation_info_hook = Some(relation_info);
+    }
+    #[cfg(not(feature = "pg18"))]
+    prefetch::install();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_info(
+    root: *mut pg_sys::PlannerInfo,
+    relid: pg_sys::Oid,
+    inherited: bool,
+    rel: *mut pg_sys::RelOptInfo,
+) {
+    // SAFETY: the arguments are the planner's; the relation is locked by it.
+    unsafe {
+        if let Some(previous) = PREVIOUS_RELATION_INFO {
+            guarded(|| previous(root, relid, inherited, rel));
+        }
+        if (*rel).indexlist.is_null() || pg_sys::get_rel_relkind(relid) != pg_sys::RELKIND_RELATION as i8 {
+            return;
+        }
+        let table = OpenRelation::open(relid, pg_sys::NoLock);
+        if !handler::is_warm(table.0) || fragments::of(table.0).is_none() {
+            return;
+        }
+        for i in 0..(*(*rel).indexlist).length as usize {
+            let info = (*(*(*rel).indexlist).elements.add(i)).ptr_value.cast::<pg_sys::IndexOptInfo>();
+            let index = OpenRelation::open((*info).indexoid, pg_sys::NoLock);
+            if (*info).relam == pg_sys::BRIN_AM_OID || index::is_plain(index.0) {
+                (*info).amhasgettuple = false;
+                (*info).amhasgetbitmap = false;
+                (*info).amcanparallel = false;
+                (*info).hypothetical = true;
+            }
+        }
+    }
+}
+
+/// Bitmap prefetch, which the executor does itself up to PostgreSQL 17.
+#[cfg(not(feature = "pg18"))]
+mod prefetch {
+    use crate::am::handler;
+    use crate::pg::{ext, guarded};
+    use core::ffi::c_void;
+    use pgrx::pg_sys;
+    use pgrx::prelude::*;
+    use std::ptr::null_mut;
+
+    static mut PREVIOUS_START: pg_sys::ExecutorStart_hook_type = None;
+
+    pub(super) fn install() {
+        // SAFETY: as in the parent's `install`.
+        unsafe {
+            PREVIOUS_START = pg_sys::ExecutorStart_hook;
+            pg_sys::ExecutorStart_hook = Some(executor_start);
+        }
+    }
+
+    #[pg_guard]
+    unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
+        // SAFETY: the arguments are the executor's; after the start the tree of plan states is there.
+        unsafe {
+            match PREVIOUS_START {
+                Some(previous) => guarded(|| previous(query, flags)),
+                None => pg_sys::standard_ExecutorStart(query, flags),
+            }
+            if !(*query).planstate.is_null() {
+                no_prefetch((*query).planstate, null_mut());
+            }
+        }
+    }
+
+    #[pg_guard]
+    unsafe extern "C-unwind" fn no_prefetch(state: *mut pg_sys::PlanState, context: *mut c_void) -> bool {
+        // SAFETY: a walker over the executor's tree; the node tag tells the type.
+        unsafe {
+            if state.is_null() {
+                return false;
+            }
+            if (*state).type_ == pg_sys::NodeTag::T_BitmapHeapScanState {
+                let scan = state.cast::<pg_sys::BitmapHeapScanState>();
+                let rel = (*scan).ss.ss_currentRelation;
+                if !rel.is_null() && handler::is_warm(rel) {
+                    (*scan).prefetch_maximum = 0;
+                }
+            }
+            guarded(|| ext::planstate_tree_walker(state, Some(no_prefetch), context))
+        }
+    }
+}
