@@ -124,14 +124,14 @@ fn main() {
         }
         println!("lookup by key, {round}: {:.1} us", micros(start.elapsed(), keys.len()));
     }
-    for c in 0..6 {
+    for (c, name) in NAMES.iter().enumerate() {
         let f = &fragments[0];
         let start = Instant::now();
         for b in 0..f.blocks().len() {
             f.clear_cache();
             std::hint::black_box(f.value(b, c, 77).unwrap());
         }
-        println!("one value of {}, empty cache: {:.1} us", NAMES[c], micros(start.elapsed(), f.blocks().len()));
+        println!("one value of {name}, empty cache: {:.1} us", micros(start.elapsed(), f.blocks().len()));
     }
     let start = Instant::now();
     for f in &fragments {

@@ -106,8 +106,14 @@ fn table() -> impl Strategy<Value = (Vec<PhysicalType>, Vec<usize>, Vec<Row>, u3
     })
 }
 
+/// `PROPTEST_CASES` sets how many cases; here a part of that.
+fn config(part: u32) -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    ProptestConfig { cases: default.cases / part, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(config(1))]
 
     #[test]
     fn rows_come_back((types, sort, rows, block_rows) in table(), picks in prop::collection::vec(any::<prop::sample::Index>(), 30)) {
@@ -164,6 +170,28 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(4))]
+
+    /// Enough rows that all of Vortex's encodings are chosen from.
+    #[test]
+    fn longer_columns_come_back(
+        (ty, values) in (prop::sample::select(TYPES.to_vec()), 1_000..5_000usize)
+            .prop_flat_map(|(ty, rows)| (Just(ty), column(ty, rows))),
+        sorted in any::<bool>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let rows: Vec<Row> = values.into_iter().map(|v| vec![v]).collect();
+        let sort: &[usize] = if sorted { &[0] } else { &[] };
+        let w = write(dir.path(), &schema(&[ty], sort, &[&[0]]), 4_000, &rows);
+        let f = Fragment::open(&w.path, Some(&w.hash)).unwrap();
+        for (i, found) in read_all(&f).iter().enumerate() {
+            prop_assert!(same(found, &rows[w.order[i] as usize]), "row {}", i);
+        }
+        f.verify().unwrap();
     }
 }
 
