@@ -7,19 +7,19 @@ use strata_tests::pgbench::Load;
 use strata_tests::{Cluster, checks, twin};
 
 const READ: &str = "\\set id random(1, 200000)
-SELECT * FROM events WHERE at = '2001-01-01'::date + :id % 59 AND id = :id;
+SELECT * FROM events WHERE at = '2001-01-01'::date + (:id::int % 59) AND id = :id;
 ";
 const RANGE: &str = "\\set day random(0, 58)
-SELECT count(*), sum(n) FROM events WHERE at = '2001-01-01'::date + :day;
+SELECT count(*), sum(n) FROM events WHERE at = '2001-01-01'::date + :day::int;
 ";
 const WRITE: &str = "\\set id random(1, 200000)
-UPDATE events SET n = n + 1 WHERE at = '2001-01-01'::date + :id % 59 AND id = :id;
+UPDATE events SET n = n + 1 WHERE at = '2001-01-01'::date + (:id::int % 59) AND id = :id;
 ";
 const INSERT: &str = "\\set id random(1000000, 2000000000)
-INSERT INTO events VALUES (:id, '2001-01-01'::date + :id % 59, 'late', 0) ON CONFLICT DO NOTHING;
+INSERT INTO events VALUES (:id, '2001-01-01'::date + (:id::int % 59), 'late', 0) ON CONFLICT DO NOTHING;
 ";
 const DELETE: &str = "\\set id random(1, 20000)
-DELETE FROM events WHERE at = '2001-01-01'::date + :id % 59 AND id = :id;
+DELETE FROM events WHERE at = '2001-01-01'::date + (:id::int % 59) AND id = :id;
 ";
 
 #[test]

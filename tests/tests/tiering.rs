@@ -75,7 +75,8 @@ fn late_rows_go_to_warm_partitions_and_stay_there() {
     let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
     let mut c = cluster.connect().unwrap();
     c.batch_execute(EVENTS).unwrap();
-    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days'); CALL strata.run_policies()").unwrap();
+    c.batch_execute("SELECT strata.manage('events', hot_for => '60 days')").unwrap();
+    c.batch_execute("CALL strata.run_policies()").unwrap();
     for t in ["events", "twin"] {
         c.batch_execute(&format!(
             "INSERT INTO {t} SELECT i, date_trunc('month', now()) - make_interval(days => i % 150), 'late ' || i FROM generate_series(30001, 30500) i;
@@ -85,7 +86,8 @@ fn late_rows_go_to_warm_partitions_and_stay_there() {
         .unwrap();
     }
     twin::assert_same(&mut c, "events", "twin").unwrap();
-    c.batch_execute("CALL strata.run_policies(); VACUUM ANALYZE events").unwrap();
+    c.batch_execute("CALL strata.run_policies()").unwrap();
+    c.batch_execute("VACUUM ANALYZE events").unwrap();
     twin::assert_same(&mut c, "events", "twin").unwrap();
     assert_eq!(
         checks::failure(&mut c, "INSERT INTO events SELECT * FROM events WHERE id = 30001").unwrap().0,
