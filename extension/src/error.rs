@@ -27,7 +27,7 @@ pub enum StrataError {
     /// A key of a fragment row already has this value.
     DuplicateKey { constraint: String, detail: Option<String> },
     /// A unique index over rows that are not unique.
-    CannotCreateUnique { index: String, detail: String },
+    CannotCreateUnique { index: String, detail: Option<String> },
     /// The statement needs something that the warm access method cannot do.
     Unsupported { what: String, hint: String },
     /// An argument names something unsuitable.
@@ -144,7 +144,7 @@ impl StrataError {
             Self::CannotCreateUnique { index, detail } => (
                 Code::ERRCODE_UNIQUE_VIOLATION,
                 format!("could not create unique index \"{index}\""),
-                Some(detail),
+                detail,
                 None,
             ),
             Self::Unsupported { what, hint } => (Code::ERRCODE_FEATURE_NOT_SUPPORTED, what, None, Some(hint)),

@@ -34,6 +34,12 @@ static mut PREVIOUS_SHMEM_STARTUP: pg_sys::shmem_startup_hook_type = None;
 /// Called by PostgreSQL when the library is loaded.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    // pgrx adds a backtrace to the DETAIL of every error when these are set; that is not what a user wants to read.
+    // SAFETY: no other thread runs while a library is loaded.
+    unsafe {
+        std::env::remove_var("RUST_BACKTRACE");
+        std::env::set_var("RUST_LIB_BACKTRACE", "0");
+    }
     guc::register();
     // SAFETY: start-up of the postmaster or of a backend; hooks are chained.
     unsafe {

@@ -220,7 +220,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
         }
         if is_plain(index) {
             if (*(*index).rd_index).indisunique && !super::unique::building_known_unique() {
-                super::unique::check_whole_table(rel, index);
+                super::unique::check_whole_table(rel, index, info);
             }
             return delta;
         }

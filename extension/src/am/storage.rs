@@ -8,7 +8,7 @@
 
 use super::handler::{as_heap, heap};
 use super::{analyze, fragments};
-use crate::pg::{catalog, compat, ext, guarded};
+use crate::pg::{OpenRelation, catalog, compat, ext, guarded};
 use crate::tier::writer;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -17,15 +17,20 @@ pub unsafe extern "C-unwind" fn relation_toast_am(_rel: Relation) -> Oid {
     HEAP_TABLE_AM_OID
 }
 
-/// The table that a transient table of `cluster.c` stands for: it is called `pg_temp_<OID>` and has no row type.
+/// The table that a transient table of `cluster.c` stands for: it is called `pg_temp_<OID>`, is in the same schema, and
+/// this transaction has locked that table against everybody.
 unsafe fn transient_for(rel: Relation) -> Option<Oid> {
     // SAFETY: `rel` is open.
     unsafe {
-        if (*(*rel).rd_rel).reltype != Oid::INVALID || (*rel).rd_createSubid == ext::INVALID_SUBTRANSACTION_ID {
+        if (*rel).rd_createSubid == ext::INVALID_SUBTRANSACTION_ID {
             return None;
         }
         let name = std::ffi::CStr::from_ptr((*(*rel).rd_rel).relname.data.as_ptr());
-        name.to_str().ok()?.strip_prefix("pg_temp_")?.parse().ok().map(Oid::from_u32)
+        let table = name.to_str().ok()?.strip_prefix("pg_temp_")?.parse().ok().map(Oid::from_u32)?;
+        let original = OpenRelation::try_open(table, NoLock)?;
+        (CheckRelationLockedByMe(original.0, AccessExclusiveLock as i32, true)
+            && (*(*original.0).rd_rel).relnamespace == (*(*rel).rd_rel).relnamespace)
+            .then_some(table)
     }
 }
 

@@ -7,9 +7,9 @@
 
 use super::deletion::{self, RowState};
 use super::fragments::{self, TableFragments};
-use super::index;
+use super::{handler, index};
 use crate::error::StrataError;
-use crate::pg::tid;
+use crate::pg::{ext, guarded, tid};
 use pgrx::pg_sys::*;
 use std::string::String;
 use std::cell::Cell;
@@ -120,51 +120,89 @@ pub unsafe fn conflicting(rel: Relation, slot: *mut TupleTableSlot) -> Vec<u64> 
 
 /// Raises the error that the btree would have raised.
 unsafe fn violation(index: Relation, values: &[Datum]) -> ! {
+    // SAFETY: `index` is open, the values are of its key.
+    unsafe {
+        StrataError::DuplicateKey {
+            constraint: name_of(index),
+            detail: describe(index, values).map(|d| format!("Key {d} already exists.")),
+        }
+        .raise()
+    }
+}
+
+/// Raises a unique violation if two rows of the table, fragments included, have the same key of `index`, which is being
+/// built over the delta rows.
+///
+/// The keys of the fragment rows are sorted as the btree's own build would sort them, which finds duplicates; the delta
+/// rows are looked up one by one.
+///
+/// # Safety
+/// `rel` and `index` are open, and nobody else writes the table.
+pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut IndexInfo) {
+    // SAFETY: the caller's promise; slots have the table's descriptor.
+    unsafe {
+        let Some(table) = fragments::of(rel) else { return };
+        let estate = CreateExecutorState();
+        let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
+        let (mut values, mut nulls) = ([Datum::null(); INDEX_MAX_KEYS as usize], [false; INDEX_MAX_KEYS as usize]);
+        let memory = maintenance_work_mem;
+        let sort = guarded(|| {
+            ext::tuplesort_begin_index_btree(rel, index, true, false, memory, std::ptr::null_mut(), 0)
+        });
+        let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+        index::for_each_row(rel, &raw mut own, slot, |mut at| {
+            FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+            guarded(|| {
+                ext::tuplesort_putindextuplevalues(sort, index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr());
+            });
+        });
+        guarded(|| ext::tuplesort_performsort(sort));
+        guarded(|| ext::tuplesort_end(sort));
+
+        let form = &*(*index).rd_index;
+        let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+        let delta = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsBufferHeapTuple);
+        let am = handler::heap();
+        let snapshot = &raw mut own;
+        let null = std::ptr::null_mut();
+        let flags = ScanOptions::SO_TYPE_SEQSCAN | ScanOptions::SO_ALLOW_STRAT;
+        let scan = guarded(|| am.scan_begin.unwrap_unchecked()(rel, snapshot, 0, null, std::ptr::null_mut(), flags));
+        while guarded(|| am.scan_getnextslot.unwrap_unchecked()(scan, ScanDirection::ForwardScanDirection, delta)) {
+            pgrx::check_for_interrupts!();
+            FormIndexDatum(info, delta, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+            if !nulls[..attnums.len()].contains(&true)
+                && !live_rows(rel, &table, attnums, &values[..attnums.len()]).is_empty()
+            {
+                let description = describe(index, &values[..attnums.len()]);
+                StrataError::CannotCreateUnique {
+                    index: name_of(index),
+                    detail: description.map(|d| format!("Key {d} is duplicated.")),
+                }
+                .raise();
+            }
+        }
+        guarded(|| am.scan_end.unwrap_unchecked()(scan));
+        ExecDropSingleTupleTableSlot(delta);
+        ExecDropSingleTupleTableSlot(slot);
+        FreeExecutorState(estate);
+    }
+}
+
+unsafe fn name_of(index: Relation) -> String {
+    // SAFETY: `index` is open.
+    unsafe {
+        std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned()
+    }
+}
+
+/// The key as btree's messages write it, if the user may see it.
+unsafe fn describe(index: Relation, values: &[Datum]) -> Option<String> {
     // SAFETY: the arrays have room for INDEX_MAX_KEYS keys; BuildIndexValueDescription returns NULL or a C string.
     unsafe {
         let mut keys = [Datum::null(); INDEX_MAX_KEYS as usize];
         keys[..values.len()].copy_from_slice(values);
         let nulls = [false; INDEX_MAX_KEYS as usize];
         let description = BuildIndexValueDescription(index, keys.as_ptr().cast_mut(), nulls.as_ptr().cast_mut());
-        let detail = (!description.is_null())
-            .then(|| format!("Key {} already exists.", std::ffi::CStr::from_ptr(description).to_string_lossy()));
-        let name = std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned();
-        StrataError::DuplicateKey { constraint: name, detail }.raise()
-    }
-}
-
-/// Raises a unique violation if two rows of the table, fragments included, have the same key of `index`, which is being
-/// built.
-///
-/// # Safety
-/// `rel` and `index` are open; the index is not ready, so that the query below does not use it.
-pub unsafe fn check_whole_table(rel: Relation, index: Relation) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let form = &*(*index).rd_index;
-        let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
-        let columns: Vec<String> = attnums
-            .iter()
-            .map(|a| {
-                let name = get_attname((*rel).rd_id, *a, false);
-                std::ffi::CStr::from_ptr(quote_identifier(name)).to_string_lossy().into_owned()
-            })
-            .collect();
-        let not_null: Vec<String> = columns.iter().map(|c| format!("{c} IS NOT NULL")).collect();
-        let key = columns.join(", ");
-        let query = format!(
-            "SELECT pg_catalog.format('(%s)=(%s)', '{literal}', pg_catalog.concat_ws(', ', {key})) FROM ONLY {table} WHERE {condition} GROUP BY {key} HAVING pg_catalog.count(*) > 1 LIMIT 1",
-            literal = key.replace('\'', "''"),
-            table = crate::pg::qualified_name((*rel).rd_id),
-            condition = not_null.join(" AND "),
-        );
-        if let Ok(Some(duplicate)) = pgrx::Spi::get_one::<String>(&query) {
-            let name = std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr());
-            StrataError::CannotCreateUnique {
-                index: name.to_string_lossy().into_owned(),
-                detail: format!("Key {duplicate} is duplicated."),
-            }
-            .raise()
-        }
+        (!description.is_null()).then(|| std::ffi::CStr::from_ptr(description).to_string_lossy().into_owned())
     }
 }

@@ -234,3 +234,19 @@ pub fn lock_with_timeout(relid: pg_sys::Oid, mode: pg_sys::LOCKMODE, ms: u64) ->
 
 /// `AddinShmemInitLock` in the array of named locks (`lwlocknames.h`).
 pub const ADDIN_SHMEM_INIT_LOCK: usize = 21;
+
+/// `PortalRun` of everything, at top level.
+///
+/// # Safety
+/// The portal is started.
+pub unsafe fn portal_run(portal: pg_sys::Portal, receiver: *mut pg_sys::DestReceiver) {
+    let all = core::ffi::c_long::MAX;
+    let none = std::ptr::null_mut();
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::PortalRun(portal, all, true, true, receiver, receiver, none);
+        #[cfg(feature = "pg18")]
+        pg_sys::PortalRun(portal, all, true, receiver, receiver, none);
+    }
+}

@@ -55,6 +55,28 @@ unsafe extern "C-unwind" {
         walker: Option<unsafe extern "C-unwind" fn(*mut PlanState, *mut c_void) -> bool>,
         context: *mut c_void,
     ) -> bool;
+    /// `tuplesort.c` (`tuplesortvariants.c`)
+    pub fn tuplesort_begin_index_btree(
+        heap: Relation,
+        index: Relation,
+        enforce_unique: bool,
+        nulls_not_distinct: bool,
+        work_mem: c_int,
+        coordinate: *mut c_void,
+        options: c_int,
+    ) -> *mut c_void;
+    /// `tuplesort.c`
+    pub fn tuplesort_putindextuplevalues(
+        state: *mut c_void,
+        index: Relation,
+        tid: ItemPointer,
+        values: *mut Datum,
+        nulls: *mut bool,
+    );
+    /// `tuplesort.c`
+    pub fn tuplesort_performsort(state: *mut c_void);
+    /// `tuplesort.c`
+    pub fn tuplesort_end(state: *mut c_void);
     /// `datum.c`
     pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
     /// `datum.c`

@@ -25,7 +25,7 @@ pub fn sweep(grace: Option<Duration>) -> i64 {
     catalog::execute(
         "DELETE FROM strata.deletion AS d WHERE NOT EXISTS (SELECT FROM strata.fragment AS f \
          WHERE f.relid OPERATOR(pg_catalog.=) d.relid AND d.row_id OPERATOR(pg_catalog.>=) f.first_row_id \
-         AND d.row_id OPERATOR(pg_catalog.<) f.first_row_id OPERATOR(pg_catalog.+) f.row_count)",
+         AND d.row_id OPERATOR(pg_catalog.<) (f.first_row_id OPERATOR(pg_catalog.+) f.row_count))",
         &[],
     );
     let mut named = HashSet::new();

@@ -92,6 +92,9 @@ fn check(relid: Oid) {
         if IsCatalogRelationOid(relid) {
             wrong(format!("{name} is a system catalog"), "Only ordinary tables and partitions can be moved.");
         }
+        if get_rel_namespace(relid) == get_namespace_oid(c"strata".as_ptr(), true) {
+            wrong(format!("{name} is a table of Strata's catalog"), "Only ordinary tables and partitions can be moved.");
+        }
         if get_rel_persistence(relid) as u8 != RELPERSISTENCE_PERMANENT {
             wrong(
                 format!("table {name} is temporary or unlogged"),

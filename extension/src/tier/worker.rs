@@ -27,7 +27,6 @@ fn databases() -> Vec<pg_sys::Oid> {
     // SAFETY: a scan of pg_database in a transaction of its own.
     unsafe {
         pg_sys::StartTransactionCommand();
-        pg_sys::GetTransactionSnapshot();
         let mut oids = Vec::new();
         let rel = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
         let scan = pg_sys::systable_beginscan(
@@ -114,19 +113,53 @@ pub extern "C-unwind" fn strata_policies_main(arg: pg_sys::Datum) {
         if !installed {
             return;
         }
-        // A procedure that commits has to run outside an atomic context.
+        run_top_level(c"CALL strata.run_policies()");
+    }
+}
+
+/// Runs a statement as a client's would be: a procedure that commits needs a portal of its own, which SPI does not give.
+unsafe fn run_top_level(sql: &std::ffi::CStr) {
+    // SAFETY: the steps of exec_simple_query in postgres.c, with a context that outlives the transactions in between.
+    unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
-        pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32);
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, sql.as_ptr());
+        let context = pg_sys::AllocSetContextCreateInternal(
+            pg_sys::TopMemoryContext,
+            c"strata statement".as_ptr(),
+            0,
+            8 * 1024,
+            8 * 1024 * 1024,
+        );
+        pg_sys::MemoryContextSwitchTo(context);
+        let parsed = pg_sys::pg_parse_query(sql.as_ptr());
+        let raw = (*(*parsed).elements).ptr_value.cast::<pg_sys::RawStmt>();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, c"CALL strata.run_policies()".as_ptr());
-        let options = pg_sys::SPIExecuteOptions { allow_nonatomic: true, ..Default::default() };
-        pg_sys::SPI_execute_extended(c"CALL strata.run_policies()".as_ptr(), &raw const options);
-        pg_sys::SPI_finish();
-        while pg_sys::ActiveSnapshotSet() {
-            pg_sys::PopActiveSnapshot();
-        }
+        let queries = pg_sys::pg_analyze_and_rewrite_fixedparams(
+            raw,
+            sql.as_ptr(),
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+        );
+        let plans = pg_sys::pg_plan_queries(queries, sql.as_ptr(), 0, std::ptr::null_mut());
+        pg_sys::PopActiveSnapshot();
+        let portal = pg_sys::CreatePortal(c"".as_ptr(), true, true);
+        pg_sys::PortalDefineQuery(
+            portal,
+            std::ptr::null(),
+            sql.as_ptr(),
+            pg_sys::CommandTag::CMDTAG_CALL,
+            plans,
+            std::ptr::null_mut(),
+        );
+        pg_sys::PortalStart(portal, std::ptr::null_mut(), 0, std::ptr::null_mut());
+        let receiver = pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestNone);
+        crate::pg::compat::portal_run(portal, receiver);
+        pg_sys::PortalDrop(portal, false);
         pg_sys::CommitTransactionCommand();
+        pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        pg_sys::MemoryContextDelete(context);
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
 }
