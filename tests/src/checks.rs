@@ -29,7 +29,8 @@ pub fn failure(client: &mut Client, sql: &str) -> Result<(String, String)> {
 /// `postgres` names, and nothing half-written.
 pub fn store_is_exact(cluster: &Cluster) -> Result<()> {
     let mut client = cluster.connect()?;
-    client.execute("SELECT strata.sweep()", &[]).context("sweep")?;
+    // Nothing runs now: a young file is no file of a transaction that is still open.
+    client.execute("SELECT strata.sweep(0)", &[]).context("sweep")?;
     let named: BTreeSet<String> =
         client.query("SELECT DISTINCT hash FROM strata.fragment", &[])?.iter().map(|r| r.get(0)).collect();
     let present: BTreeSet<String> = cluster

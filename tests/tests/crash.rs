@@ -144,9 +144,17 @@ fn a_drop_that_is_killed_is_a_drop_and_its_files_go() {
     c.batch_execute("SELECT strata.to_warm('w'); SELECT strata.to_warm('d')").unwrap();
     drop(c);
 
-    let mut c = dies(&cluster, "SET strata.failpoint = 'drop:committed=kill'; DROP TABLE d");
+    // The drop commits, and the server dies before anything could remove the files.
+    let before = cluster.fragment_files().len();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute("DROP TABLE d").unwrap();
+    cluster.crash().unwrap();
+    // The sweep's transaction commits, and the server dies before it removes the files.
+    let mut c = dies(&cluster, "SET strata.failpoint = 'drop:committed=kill'; SELECT strata.sweep(0)");
+    assert_eq!(cluster.fragment_files().len(), before, "nothing was removed yet");
     assert_eq!(checks::failure(&mut c, "SELECT * FROM d").unwrap().0, "42P01");
     exact(&cluster, &mut c);
+    assert!(cluster.fragment_files().len() < before);
 
     c.batch_execute("CREATE TABLE d AS SELECT i AS id FROM generate_series(1, 1000) i; SELECT strata.to_warm('d')")
         .unwrap();
@@ -161,7 +169,9 @@ fn a_drop_that_is_killed_is_a_drop_and_its_files_go() {
         "1000",
         "an open TRUNCATE that is killed did nothing"
     );
-    let mut c = dies(&cluster, "SET strata.failpoint = 'drop:committed=kill'; TRUNCATE d");
+    c.batch_execute("TRUNCATE d").unwrap();
+    cluster.crash().unwrap();
+    let mut c = cluster.connect().unwrap();
     assert_eq!(twin::value(&mut c, "SELECT count(*) FROM d").unwrap(), "0");
     exact(&cluster, &mut c);
     c.batch_execute("DROP TABLE d").unwrap();

@@ -82,7 +82,7 @@ fn ten_random_moments_come_back_as_the_oracle_recorded_them() {
             28 => drop(c.execute("SELECT strata.to_warm('w')", &[]).unwrap()),
             30 => drop(c.execute("SELECT strata.backup('second')", &[]).unwrap()),
             35 => drop(c.execute("SELECT pg_switch_wal()", &[]).unwrap()),
-            45 => c.batch_execute("DROP TABLE w2; DROP TABLE h2; SELECT strata.sweep()").unwrap(),
+            45 => c.batch_execute("DROP TABLE w2; DROP TABLE h2; SELECT strata.sweep(0)").unwrap(),
             50 => cluster.crash().map(|()| c = cluster.connect().unwrap()).unwrap(),
             _ => {}
         }
