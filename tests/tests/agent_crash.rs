@@ -17,7 +17,7 @@ fn prepared() -> (Cluster, Strata) {
         ))
         .unwrap();
     }
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     let strata = Strata::configure(&cluster).unwrap();
     strata.archive(&cluster).unwrap();
     (cluster, strata)

@@ -66,7 +66,7 @@ fn a_move_that_is_killed_leaves_the_table_as_it_was() {
         exact(&cluster, &mut c);
         let tier = twin::value(&mut c, "SELECT count(*) FROM strata.fragment").unwrap();
         assert_eq!(tier, "0", "after {point}");
-        c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+        checks::rewarm(&mut c, "w").unwrap();
         exact(&cluster, &mut c);
         for t in ["w", "h"] {
             c.batch_execute(&format!(
@@ -92,7 +92,7 @@ fn a_move_that_fails_leaves_the_table_as_it_was() {
         c.batch_execute("RESET strata.failpoint").unwrap();
         exact(&cluster, &mut c);
     }
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     exact(&cluster, &mut c);
 }
 
@@ -101,7 +101,7 @@ fn a_promotion_that_is_killed_loses_and_doubles_nothing() {
     let cluster = Cluster::start().unwrap();
     let mut c = cluster.connect().unwrap();
     tables(&mut c);
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     drop(c);
     let mut id = 10;
     for promoter in ["on", "off"] {
@@ -220,7 +220,7 @@ fn random_kills_under_load_lose_no_commit() {
     let mut c = cluster.connect().unwrap();
     tables(&mut c);
     c.batch_execute("CREATE TABLE done (worker int PRIMARY KEY, n bigint); INSERT INTO done SELECT i, 0 FROM generate_series(0, 3) i").unwrap();
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     drop(c);
     let acknowledged: Vec<Arc<AtomicU64>> = (0..4).map(|_| Arc::new(AtomicU64::new(0))).collect();
     let mut r = StdRng::seed_from_u64(7);

@@ -15,10 +15,12 @@ fn prepared() -> (Cluster, Strata) {
          CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10000);
          CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10000) TO (20000);
          INSERT INTO p SELECT i, md5(i::text) FROM generate_series(1, 19999) i;
-         CREATE TABLE h AS TABLE p;
-         SELECT strata.to_warm('p1'); SELECT strata.to_warm('p2')",
+         CREATE TABLE h AS TABLE p",
     )
     .unwrap();
+    for t in ["p1", "p2"] {
+        checks::rewarm(&mut c, t).unwrap();
+    }
     let (strata, agent) = Strata::with_agent(&cluster).unwrap();
     c.execute("SELECT strata.backup()", &[]).unwrap();
     for t in ["p", "h"] {

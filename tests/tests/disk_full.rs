@@ -80,7 +80,7 @@ fn a_move_onto_a_full_disk_fails_cleanly_and_works_later() {
     assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.fragment").unwrap(), "0");
     fs::remove_file(filler).unwrap();
     checks::store_is_exact(&cluster).unwrap();
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     twin::assert_same(&mut c, "w", "h").unwrap();
     checks::store_is_exact(&cluster).unwrap();
 }

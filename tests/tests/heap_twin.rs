@@ -100,7 +100,7 @@ fn random_workload(cluster: &Cluster, seed: u64) {
         ))
         .unwrap();
     }
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     let mut trace = Vec::new();
     let mut both = |c: &mut postgres::Client, template: &str| {
         let on = |t: &str| template.replace("{t}", t);

@@ -56,7 +56,7 @@ fn ten_random_moments_come_back_as_the_oracle_recorded_them() {
     }
     let (strata, agent) = Strata::with_agent(&cluster).unwrap();
     strata.run(&["check"]).unwrap();
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     c.execute("SELECT strata.backup('first')", &[]).unwrap();
 
     let mut r = StdRng::seed_from_u64(20010101);
@@ -79,7 +79,7 @@ fn ten_random_moments_come_back_as_the_oracle_recorded_them() {
                 )
                 .unwrap(),
             25 => drop(c.execute("SELECT strata.to_hot('w')", &[]).unwrap()),
-            28 => drop(c.execute("SELECT strata.to_warm('w')", &[]).unwrap()),
+            28 => drop(checks::rewarm(&mut c, "w").unwrap()),
             30 => drop(c.execute("SELECT strata.backup('second')", &[]).unwrap()),
             35 => drop(c.execute("SELECT pg_switch_wal()", &[]).unwrap()),
             45 => c.batch_execute("DROP TABLE w2; DROP TABLE h2; SELECT strata.sweep(0)").unwrap(),
