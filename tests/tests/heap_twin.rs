@@ -144,7 +144,11 @@ fn random_workload(cluster: &Cluster, seed: u64) {
         if r.random_bool(0.3) {
             checks::rewarm(&mut c, "w").unwrap();
         } else if r.random_bool(0.1) {
-            c.execute("SELECT strata.to_hot('w')", &[]).unwrap();
+            c.execute(
+                "SELECT strata.to_hot(c.oid) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = 'w'::regclass AND a.amname = 'warm'",
+                &[],
+            )
+            .unwrap();
         }
         if let Err(error) = twin::assert_same(&mut c, "w", "h") {
             panic!("seed {seed}: {error:#}");

@@ -5,7 +5,7 @@
 //! without the length word. So every type can be stored, and comes back bit for bit.
 
 use super::fragments::ColumnSource;
-use crate::pg::{compat, ext, guarded};
+use crate::pg::compat;
 use pgrx::pg_sys;
 use pgrx::pg_sys::Datum;
 use strata_fragment::{Column, ColumnBuilder, ColumnData, PhysicalType, Value};
@@ -219,13 +219,13 @@ unsafe fn bytes_datum(kind: Kind, bytes: &[u8]) -> Datum {
     }
 }
 
-/// Where the values of attribute `i` of `tupdesc` come from for rows that were written without it: its missing value.
+/// Where the values of attribute `i` of `tupdesc` come from for rows that were written without it: its missing value, which
+/// lives as long as the descriptor.
 ///
 /// # Safety
 /// `i` is an attribute of `tupdesc`.
 pub unsafe fn missing(tupdesc: pg_sys::TupleDesc, i: usize) -> ColumnSource {
-    // SAFETY: the caller's promise; getmissingattr returns a datum that lives as long as the descriptor, so it is copied
-    // into a context that lives as long as the backend's cache of the table.
+    // SAFETY: the caller's promise.
     unsafe {
         let attr = compat::attribute(tupdesc, i);
         if attr.attisdropped || !attr.atthasmissing {
@@ -233,13 +233,7 @@ pub unsafe fn missing(tupdesc: pg_sys::TupleDesc, i: usize) -> ColumnSource {
         }
         let mut is_null = false;
         let datum = pg_sys::getmissingattr(tupdesc, i as i32 + 1, &mut is_null);
-        if is_null {
-            return ColumnSource::Missing(Datum::null(), true);
-        }
-        let old = pg_sys::MemoryContextSwitchTo(pg_sys::CacheMemoryContext);
-        let copy = guarded(|| ext::datumCopy(datum, attr.attbyval, i32::from(attr.attlen)));
-        pg_sys::MemoryContextSwitchTo(old);
-        ColumnSource::Missing(copy, false)
+        ColumnSource::Missing(datum, is_null)
     }
 }
 

@@ -195,14 +195,14 @@ impl TableFragments {
     /// False: no fragment has the row.
     ///
     /// # Safety
-    /// `rel` is this table; `slot` has its descriptor.
+    /// `rel` is this table; `slot` has its descriptor, or the one from before a change that rewrites it.
     pub unsafe fn fetch(&self, rel: pg_sys::Relation, row_id: u64, slot: *mut pg_sys::TupleTableSlot) -> bool {
         let Some((table_fragment, position)) = self.find(row_id) else { return false };
         let fragment = table_fragment.open();
         let Some((block, row)) = fragment.block_of(position) else { return false };
         // SAFETY: the caller's promise; values are palloc'd in the current context and copied into the tuple.
         unsafe {
-            let tupdesc = (*rel).rd_att;
+            let tupdesc = (*slot).tts_tupleDescriptor;
             let n = (*tupdesc).natts as usize;
             let mut values = vec![Datum::null(); n];
             let mut nulls = vec![true; n];
@@ -281,7 +281,7 @@ pub unsafe fn store_tuple(
     unsafe {
         let at = tid::from_row_id(row_id);
         let old = pg_sys::MemoryContextSwitchTo((*slot).tts_mcxt);
-        let tuple = pg_sys::heap_form_tuple((*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        let tuple = pg_sys::heap_form_tuple((*slot).tts_tupleDescriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::MemoryContextSwitchTo(old);
         (*tuple).t_self = at;
         (*tuple).t_tableOid = (*rel).rd_id;

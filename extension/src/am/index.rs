@@ -142,12 +142,13 @@ pub unsafe fn for_each_row(
             8 * 1024,
             8 * 1024 * 1024,
         );
-        let n = (*(*rel).rd_att).natts as usize;
+        let tupdesc = (*slot).tts_tupleDescriptor;
+        let n = (*tupdesc).natts as usize;
         let mut values = vec![Datum::null(); n];
         let mut nulls = vec![true; n];
         for tf in &table.list {
             let fragment = tf.open();
-            let sources = tf.columns(&fragment, (*rel).rd_att);
+            let sources = tf.columns(&fragment, tupdesc);
             for (b, block) in fragment.blocks().iter().enumerate() {
                 pgrx::check_for_interrupts!();
                 let columns: Vec<_> = sources

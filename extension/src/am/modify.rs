@@ -86,11 +86,12 @@ unsafe fn row_crosscheck(rel: Relation, row_id: u64, crosscheck: Snapshot) -> Sn
     }
 }
 
-/// [`row_crosscheck`] for a delta row; also says which fragment row it was.
+/// [`row_crosscheck`] for a delta row; also says which fragment row it was, if an old snapshot of this transaction may
+/// still see that one. (It got to the delta row by an index: INSERT … ON CONFLICT, or a referential action.)
 unsafe fn delta_crosscheck(rel: Relation, at: ItemPointer, crosscheck: Snapshot) -> (Snapshot, Option<u64>) {
     // SAFETY: the caller's snapshot is valid or null.
     unsafe {
-        if crosscheck.is_null() {
+        if !promote::has_transaction_snapshot() {
             return (crosscheck, None);
         }
         match deletion::origin((*rel).rd_id, compat::filenode(rel), &*at) {

@@ -193,7 +193,7 @@ pub unsafe fn mark_superseded(
 ) {
     // SAFETY: the caller's promise; a snapshot is active while a statement runs.
     unsafe {
-        if (pg_sys::XactIsoLevel as u32) < pg_sys::XACT_REPEATABLE_READ {
+        if !has_transaction_snapshot() {
             return;
         }
         let snapshot = pg_sys::GetTransactionSnapshot();
@@ -203,6 +203,12 @@ pub unsafe fn mark_superseded(
             catalog::insert_deletion(&oids, (*rel).rd_id, row_id, compat::filenode(rel), delta, cid, false);
         }
     }
+}
+
+/// Whether all commands of this transaction use one snapshot.
+pub fn has_transaction_snapshot() -> bool {
+    // SAFETY: a plain variable of the backend.
+    unsafe { pg_sys::XactIsoLevel as u32 >= pg_sys::XACT_REPEATABLE_READ }
 }
 
 /// A deletion as the heap's failure data tells it: the command that changed the row, as R's user knows it.

@@ -160,7 +160,8 @@ impl FragmentRows {
             self.current = Current::None;
             loop {
                 let Some((position, tf)) = self.step(&table, forward, claim) else { return false };
-                let fragment = self.block_at(rel, tf, position);
+                // A rewrite reads with the descriptor from before the change: the slot's, not the relation's.
+                let fragment = self.block_at((*slot).tts_tupleDescriptor, tf, position);
                 let first = fragment.file.blocks()[position.block].first_row;
                 let row_id = tf.row.first_row_id + first + position.row as u64;
                 if self.deleted.contains(row_id) {
@@ -237,13 +238,13 @@ impl FragmentRows {
     }
 
     /// Makes sure that the block of `position` is decoded.
-    unsafe fn block_at(&mut self, rel: Relation, tf: &TableFragment, position: Position) -> &Block {
+    unsafe fn block_at(&mut self, tupdesc: TupleDesc, tf: &TableFragment, position: Position) -> &Block {
         let current = self.block.take().filter(|b| b.fragment == position.fragment && b.number == position.block);
         let block = current.unwrap_or_else(|| {
             pgrx::check_for_interrupts!();
             let file = tf.open();
-            // SAFETY: `rel` is open.
-            let sources = unsafe { tf.columns(&file, (*rel).rd_att) };
+            // SAFETY: the descriptor is the slot's.
+            let sources = unsafe { tf.columns(&file, tupdesc) };
             let columns = sources
                 .iter()
                 .map(|s| match s {

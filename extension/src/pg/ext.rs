@@ -78,8 +78,6 @@ unsafe extern "C-unwind" {
     /// `tuplesort.c`
     pub fn tuplesort_end(state: *mut c_void);
     /// `datum.c`
-    pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
-    /// `datum.c`
     pub fn datumIsEqual(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
     /// `postgres.c`
     pub fn die(signal: c_int);

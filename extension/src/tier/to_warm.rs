@@ -34,6 +34,9 @@ use std::string::String;
 use roaring::RoaringBitmap;
 use std::collections::HashMap;
 
+/// How long a move waits for older snapshots.
+const HORIZON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// Moves the rows of heap table `relid` into fragments; returns how many.
 pub fn to_warm(relid: Oid) -> i64 {
     let started = std::time::Instant::now();
@@ -134,7 +137,7 @@ fn tag(at: &ItemPointerData) -> u64 {
 unsafe fn copy(rel: Relation) -> Copied {
     // SAFETY: `rel` is open; each page is pinned and share-locked while its tuples are looked at and copied.
     unsafe {
-        let horizon = GetOldestNonRemovableTransactionId(rel);
+        let horizon = wait_for_horizon(rel);
         let since = GetXLogInsertRecPtr();
         let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
         let mut writer = FragmentWriter::new(rel, rel);
@@ -168,6 +171,24 @@ unsafe fn copy(rel: Relation) -> Copied {
         MemoryContextDelete(context);
         FreeAccessStrategy(strategy);
         Copied { finished: writer.finish(), horizon, since, left_over, blocks }
+    }
+}
+
+/// The horizon: rows of transactions before it are seen by all. Waits a little for snapshots that are older than this
+/// statement's, so that what was committed just before the move goes into fragments too.
+unsafe fn wait_for_horizon(rel: Relation) -> TransactionId {
+    let end = std::time::Instant::now() + HORIZON_PATIENCE;
+    // SAFETY: `rel` is open; a snapshot is active while a statement runs.
+    unsafe {
+        let wanted = (*GetActiveSnapshot()).xmin;
+        loop {
+            let horizon = GetOldestNonRemovableTransactionId(rel);
+            if !TransactionIdPrecedes(horizon, wanted) || std::time::Instant::now() >= end {
+                return horizon;
+            }
+            pgrx::check_for_interrupts!();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::pg::{compat, failpoint, guarded};
 use pgrx::pg_sys::*;
 use std::result::Result;
 use std::string::String;
-use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, Schema};
+use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, PhysicalType, Schema};
 
 /// A fragment is closed when its rows take this much memory.
 const FRAGMENT_MEMORY: usize = 384 << 20;
@@ -95,6 +95,10 @@ impl FragmentWriter {
                 specs.push(ColumnSpec { name, attnum: attr.attnum, ty });
             }
         }
+        if specs.is_empty() {
+            // Rows without columns are rows all the same: a column that no attribute has keeps their number.
+            specs.push(ColumnSpec { name: String::new(), attnum: 0, ty: PhysicalType::Bool });
+        }
         let column_of = |attnum: &i16| specs.iter().position(|c| c.attnum == *attnum);
         let keys = self
             .keys
@@ -137,6 +141,9 @@ impl FragmentWriter {
             }
             for (c, (i, kind)) in self.columns.iter().enumerate() {
                 datum::push(builder.column(c), *kind, *values.add(*i), *nulls.add(*i));
+            }
+            if self.columns.is_empty() {
+                builder.column(0).push_null();
             }
         }
         let ended = builder.end_row();
