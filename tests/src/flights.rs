@@ -73,7 +73,8 @@ pub fn load(file: &Path, c: &mut Client) -> Result<i64> {
     let mut out = BufWriter::with_capacity(1 << 18, c.copy_in("COPY flights FROM STDIN")?);
     let rows = copy_text(file, limit, &mut out)?;
     out.into_inner().map_err(|e| e.into_error()).context("finish COPY")?.finish()?;
-    c.batch_execute("VACUUM ANALYZE flights; CHECKPOINT")?;
+    c.batch_execute("VACUUM ANALYZE flights")?;
+    c.batch_execute("CHECKPOINT")?;
     Ok(rows)
 }
 

@@ -8,7 +8,7 @@ use strata_tests::twin;
 /// Changes of rows that are warm by then.
 pub const CHANGES_OF_WARM_ROWS: &[&str] = &[
     "UPDATE flights SET delay = 0 WHERE date >= '2001-02-03' AND date < '2001-02-04' AND origin = 'ORD' AND delay BETWEEN 1 AND 5",
-    "DELETE FROM flights WHERE date >= '2001-03-10' AND date < '2001-03-11' AND destination = 'MDW' AND delay < -20",
+    "DELETE FROM flights WHERE date >= '2001-03-10' AND date < '2001-03-11' AND destination = 'MDW' AND delay > 60",
     "UPDATE flights SET destination = 'ATL' WHERE date = '2001-01-01 00:01' AND id = 2",
     "INSERT INTO flights VALUES (9000001, '2001-04-01 12:00', 7, 590, 'ATL', 'ORD')",
 ];
