@@ -61,8 +61,7 @@ install: build ## copy them to PostgreSQL's directories and PREFIX/bin
 demo: install ## the whole job on three million flights; KEEP=1 leaves the recovered server running
 	@KEEP="$(KEEP)" STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" "$(OUT)/strata-demo"
 
-# One test process at a time: a suite starts servers of its own, and the machine may have two cores. `make test SUITE=crash`
-# runs one suite; `make test ARGS=name` filters by test name.
+# `make test SUITE=crash` runs one suite; `make test ARGS=name` filters by test name.
 test: install ## unit tests and every suite, against real servers
 	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" .ci/test $(if $(SUITE),--suite $(SUITE)) -- $(ARGS)
 
