@@ -96,15 +96,33 @@ pub unsafe fn deleted(relid: pg_sys::Oid, snapshot: pg_sys::Snapshot) -> Roaring
     rows
 }
 
-/// The fragment row that the delta row at `delta` took the place of, if the catalog knows one.
-pub fn origin(relid: pg_sys::Oid, filenode: pg_sys::Oid, delta: &pg_sys::ItemPointerData) -> Option<u64> {
+/// The fragment rows whose place was taken by a row at `delta`. There may be several: a TID is used again after VACUUM. All
+/// but the last of them were gone for every snapshot when that happened.
+pub fn origins(relid: pg_sys::Oid, filenode: pg_sys::Oid, delta: &pg_sys::ItemPointerData) -> Vec<u64> {
     if tid::row_id(delta).is_some() {
-        return None;
+        return Vec::new();
     }
-    let oids = catalog::oids()?;
+    let Some(oids) = catalog::oids() else { return Vec::new() };
     let mut own = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
     // SAFETY: snapshot and TID outlive the scan.
     unsafe {
-        DeletionScan::by_delta(&oids, relid, delta, &raw mut own).find(|d| d.filenode == filenode).map(|d| d.row_id)
+        DeletionScan::by_delta(&oids, relid, delta, &raw mut own)
+            .filter(|d| d.filenode == filenode)
+            .map(|d| d.row_id)
+            .collect()
     }
+}
+
+/// The fragment row whose place was taken by the row at `delta` and which `snapshot` still sees.
+///
+/// # Safety
+/// `snapshot` is valid.
+pub unsafe fn visible_origin(
+    relid: pg_sys::Oid,
+    filenode: pg_sys::Oid,
+    delta: &pg_sys::ItemPointerData,
+    snapshot: pg_sys::Snapshot,
+) -> Option<u64> {
+    // SAFETY: the caller's promise.
+    origins(relid, filenode, delta).into_iter().find(|row_id| unsafe { visible(relid, *row_id, snapshot) })
 }

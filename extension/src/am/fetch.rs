@@ -98,7 +98,6 @@ pub unsafe extern "C-unwind" fn tuple_satisfies_snapshot(
             return deletion::visible((*rel).rd_id, row_id, snapshot);
         }
         guarded(|| heap().tuple_satisfies_snapshot.unwrap_unchecked()(rel, slot, snapshot))
-            || deletion::origin((*rel).rd_id, compat::filenode(rel), &(*slot).tts_tid)
-                .is_some_and(|row_id| deletion::visible((*rel).rd_id, row_id, snapshot))
+            || deletion::visible_origin((*rel).rd_id, compat::filenode(rel), &(*slot).tts_tid, snapshot).is_some()
     }
 }

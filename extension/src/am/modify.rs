@@ -94,10 +94,14 @@ unsafe fn delta_crosscheck(rel: Relation, at: ItemPointer, crosscheck: Snapshot)
         if !promote::has_transaction_snapshot() {
             return (crosscheck, None);
         }
-        match deletion::origin((*rel).rd_id, compat::filenode(rel), &*at) {
-            Some(row_id) => (row_crosscheck(rel, row_id, crosscheck), Some(row_id)),
-            None => (crosscheck, None),
-        }
+        let (relid, file) = ((*rel).rd_id, compat::filenode(rel));
+        let crosscheck =
+            if !crosscheck.is_null() && deletion::visible_origin(relid, file, &*at, crosscheck).is_some() {
+                std::ptr::null_mut()
+            } else {
+                crosscheck
+            };
+        (crosscheck, deletion::visible_origin(relid, file, &*at, GetTransactionSnapshot()))
     }
 }
 

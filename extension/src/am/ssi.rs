@@ -107,7 +107,7 @@ pub unsafe fn write_delta(rel: pg_sys::Relation, delta: &pg_sys::ItemPointerData
     if serializable() {
         // SAFETY: the caller's promise.
         unsafe {
-            if let Some(row_id) = deletion::origin((*rel).rd_id, compat::filenode(rel), delta) {
+            for row_id in deletion::origins((*rel).rd_id, compat::filenode(rel), delta) {
                 write_row(rel, row_id);
             }
         }
