@@ -10,7 +10,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod backup;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod error;
@@ -19,6 +21,7 @@ pub mod progress;
 pub mod recovery;
 pub mod repository;
 pub mod socket;
+pub mod verify;
 pub mod wal;
 
 pub use error::{Error, ErrorKind, Result};

@@ -4,10 +4,15 @@
 //! standard error. The exit code is that of the error's kind ([`crate::error::ErrorKind::row`]); a usage error that the
 //! parser finds is 2 as well.
 
+mod agent;
 mod backup;
+mod check;
+mod fragment;
+mod info;
 mod output;
 mod plan;
 mod recover;
+mod verify;
 mod wal;
 
 use crate::config::Config;
@@ -61,15 +66,26 @@ enum ProgressForm {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve beside a server: fragments on demand, jobs from SQL, the fragment log, the backup catalog in SQL
+    Agent(agent::Args),
+    /// Prove that archiving works from end to end
+    Check(check::Args),
     /// Take a backup
     Backup(backup::Args),
+    /// Show what is in the repository
+    Info(info::Args),
     /// Say what a recovery needs and what is missing
     Plan(plan::Args),
     /// Recover into a new directory and open the server there
     Recover(recover::Args),
+    /// Check everything in the repository by its checksums
+    Verify(verify::Args),
     /// Archive and restore WAL, for archive_command and restore_command
     #[command(subcommand)]
     Wal(wal::Command),
+    /// Fetch and look at fragments
+    #[command(subcommand)]
+    Fragment(fragment::Command),
 }
 
 /// Runs the command line of this process.
@@ -98,9 +114,14 @@ fn run(cli: &Cli, out: &Output) -> Result<()> {
     match &cli.command {
         // PostgreSQL starts these two once a segment: no runtime, no threads.
         Command::Wal(command) => wal::run(command, &config()?, out),
+        Command::Fragment(command) => fragment::run(command, &config, out),
+        Command::Agent(args) => block_on(agent::run(args, &config()?)),
+        Command::Check(args) => block_on(check::run(args, &config()?, out)),
         Command::Backup(args) => block_on(backup::run(args, &config()?, out)),
+        Command::Info(args) => info::run(args, &config()?, out),
         Command::Plan(args) => plan::run(args, &config()?, out),
         Command::Recover(args) => block_on(recover::run(args, &config()?, out)),
+        Command::Verify(args) => verify::run(args, &config()?, out),
     }
 }
 

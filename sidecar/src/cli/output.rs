@@ -62,11 +62,6 @@ impl Output {
         print(&shown)
     }
 
-    /// Shows something at once that belongs to the text form only.
-    pub fn text(&self, text: &str) -> Result<()> {
-        if self.is_json() || self.quiet { Ok(()) } else { print(&format!("{text}\n")) }
-    }
-
     /// Shows an error.
     pub fn error(&self, error: &Error) {
         let text = if self.is_json() {

@@ -4,10 +4,8 @@ use super::output::{self, Output};
 use crate::config::Config;
 use crate::error::Result;
 use crate::recovery::plan::PlanRequest;
-use crate::recovery::{self, RecoverRequest, Recovered, fragments::Fetched};
-use serde::Serialize;
+use crate::recovery::{self, Outcome, RecoverRequest};
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -23,13 +21,13 @@ pub struct Args {
     /// The port of the new server; by default the one in the backup
     #[arg(long)]
     port: Option<u16>,
-    /// Wait until all fragments are there before the server is said to be open
+    /// Wait until all fragments are there; otherwise they come on demand and in the background
     #[arg(long)]
     full: bool,
     /// Lay everything out, but do not start the server
     #[arg(long)]
     no_start: bool,
-    /// Go on serving fragments on demand when all are fetched, until a signal comes
+    /// Leave an agent behind that goes on when all fragments are there
     #[arg(long, conflicts_with = "no_start")]
     keep_serving: bool,
     /// The timeline to follow; by default the newest in the archive
@@ -53,14 +51,6 @@ fn mapping(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
-    #[serde(flatten)]
-    recovered: &'a Recovered,
-    #[serde(flatten)]
-    fetched: &'a Fetched,
-}
-
 pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
     let request = RecoverRequest {
         plan: PlanRequest { target: args.to.parse()?, timeline: args.timeline, backup: args.backup.clone() },
@@ -69,53 +59,48 @@ pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
         port: args.port,
         full: args.full,
         start: !args.no_start,
+        keep_serving: args.keep_serving,
         tablespaces: args.tablespaces.clone(),
         jobs: args.jobs.map(usize::from),
     };
     let progress = out.progress();
-    let open = recovery::recover(config, &request, &progress).await;
-    if open.is_err() {
-        progress.finish();
-    }
-    let open = open?;
-    if !args.full {
-        out.text(&opened(&open.recovered))?;
-    }
-    let fetched = open.fetch_all(&progress).await;
+    let outcome = recovery::recover(config, &request, &progress).await;
     progress.finish();
-    let fetched = fetched?;
-    out.result(&Report { recovered: &open.recovered, fetched: &fetched }, || {
-        let mut text = if args.full { format!("{}\n", opened(&open.recovered)) } else { String::new() };
-        text.push_str(&format!(
+    let outcome = outcome?;
+    out.result(&outcome, || text(&outcome))?;
+    match &outcome.fetched {
+        Some(fetched) => fetched.require_complete(),
+        None => Ok(()),
+    }
+}
+
+fn text(outcome: &Outcome) -> String {
+    let recovered = &outcome.recovered;
+    let mut text = match (&recovered.conninfo, recovered.seconds_to_open) {
+        (Some(conninfo), Some(seconds)) => format!(
+            "open after {seconds:.2} s: psql \"{conninfo}\"\narchiving is off; its agent: strata --config {} agent\n",
+            recovered.config.display()
+        ),
+        _ => format!(
+            "laid out in {:.2} s, not started: pg_ctl -D {} start recovers it\n",
+            recovered.seconds_to_restore,
+            recovered.into.display()
+        ),
+    };
+    match (&outcome.fetched, recovered.agent_pid) {
+        (Some(fetched), _) => text.push_str(&format!(
             "{} of {} fragments fetched ({}), {} missing",
             fetched.fetched,
             fetched.fragments,
             output::bytes(fetched.fetched_bytes),
             fetched.missing.len()
-        ));
-        text
-    })?;
-    if args.keep_serving {
-        let wait = |kind| signal(kind).map_err(|error| crate::error::Error::io("wait for", &args.into, error));
-        let (mut terminate, mut interrupt) = (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        )),
+        (None, Some(pid)) => text.push_str(&format!(
+            "{} fragments ({}) come on demand and in the background, brought by process {pid}",
+            recovered.fragments,
+            output::bytes(recovered.fragment_bytes)
+        )),
+        (None, None) => text.push_str("no fragment was fetched: start its agent with the server"),
     }
-    fetched.require_complete()
-}
-
-fn opened(recovered: &Recovered) -> String {
-    match (&recovered.conninfo, recovered.seconds_to_open) {
-        (Some(conninfo), Some(seconds)) => format!(
-            "open after {seconds:.2} s: psql \"{conninfo}\"\narchiving is off; its agent: strata --config {} agent",
-            recovered.config.display()
-        ),
-        _ => format!(
-            "laid out in {:.2} s, not started: pg_ctl -D {} start recovers it",
-            recovered.seconds_to_restore,
-            recovered.into.display()
-        ),
-    }
+    text
 }

@@ -42,8 +42,10 @@ pub struct NotFetched {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Fetched {
     /// Fragments that the catalogs name.
+    #[serde(skip)]
     pub fragments: u64,
     /// Their bytes.
+    #[serde(skip)]
     pub fragment_bytes: u64,
     /// Fragments that were fetched, on demand or in the background.
     pub fetched: u64,

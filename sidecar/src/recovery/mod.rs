@@ -6,10 +6,14 @@
 //!                        fragments: on demand over the new store's socket, and all in the background
 //! ```
 //!
+//! Without `full`, an agent of the new server is started in the background for the fragments, and this process is done
+//! when the server is open ([`background`]). With `full`, this process serves and fetches them itself.
+//!
 //! Promises. Nothing is written before the plan is complete. The directory that is named is absent or empty; no running
 //! server is touched. The server opens at the target or not at all. It opens with archiving off. Fragments that a query
 //! touches before they were fetched come on demand; `full` waits for all of them. What could not be fetched is named.
 
+pub mod background;
 pub mod configure;
 pub mod fragments;
 pub mod plan;
@@ -26,6 +30,7 @@ use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::manifest::Manifest;
 use crate::socket::Listener;
+use background::BackgroundAgent;
 use configure::NewPlace;
 use fragments::{FetchOnly, Fetched, Wanted};
 use plan::{Plan, PlanRequest};
@@ -50,6 +55,8 @@ pub struct RecoverRequest {
     pub full: bool,
     /// Start the server.
     pub start: bool,
+    /// Leave an agent behind that goes on when all fragments are there.
+    pub keep_serving: bool,
     /// New places of tablespaces, by oid or old path.
     pub tablespaces: Vec<(String, PathBuf)>,
     /// Parallel workers; none for the configuration's.
@@ -85,28 +92,52 @@ pub struct Recovered {
     pub seconds_to_open: Option<f64>,
     /// The server's messages of the recovery.
     pub server_log: PathBuf,
+    /// The process that brings the fragments; none when they were all fetched, or nothing was started.
+    pub agent_pid: Option<u32>,
+    /// How many fragments the target may need.
+    pub fragments: u64,
+    /// Their bytes.
+    pub fragment_bytes: u64,
 }
 
-/// A recovery whose server is open and whose fragments may still be on their way.
-pub struct Open {
-    /// What was recovered.
-    pub recovered: Recovered,
-    repository: Repository,
-    wanted: Vec<Wanted>,
-    workers: usize,
-    serving: Option<(Arc<Listener>, tokio::task::JoinHandle<()>)>,
+/// Fragments of one store, served by this process as long as this lives.
+struct Serving {
+    task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let Some((_, task)) = &self.serving {
-            task.abort();
-        }
+impl Serving {
+    fn start(repository: &Repository, store: &Path) -> Result<Self> {
+        let listener = Listener::bind(&names::default_socket(store))?;
+        let handler = Arc::new(FetchOnly { repository: repository.clone(), store: store.to_owned() });
+        Ok(Self { task: tokio::spawn(async move { listener.serve(handler).await }) })
+    }
+
+    /// Ends it, and waits until the socket is free.
+    async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 }
 
-/// Recovers. Returns as soon as the server is open; its fragments are served on demand as long as the result lives.
-pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progress) -> Result<Open> {
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What a recovery came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The recovered server.
+    #[serde(flatten)]
+    pub recovered: Recovered,
+    /// What was fetched before this was said; none when fragments still come in the background.
+    #[serde(flatten)]
+    pub fetched: Option<Fetched>,
+}
+
+/// Recovers. Done when the server is open, or, with `full`, when all fragments are there as well.
+pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progress) -> Result<Outcome> {
     let began = Instant::now();
     if program::is_root() {
         return Err(Error::new(ErrorKind::Forbidden, "PostgreSQL cannot be recovered by the superuser")
@@ -134,60 +165,70 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         port: request.port,
     };
     let tablespaces = restore::place_tablespaces(&manifest.tablespaces, &into, &request.tablespaces)?;
-    // The socket comes first: it is also what keeps two recoveries out of one store.
     std::fs::create_dir_all(&store).map_err(|error| Error::io("create the directory", &store, error))?;
-    let listener = Arc::new(Listener::bind(&names::default_socket(&store))?);
+    // The socket comes first: it is also what keeps two recoveries out of one store.
+    let lock = Listener::bind(&names::default_socket(&store))?;
 
     let manifest = Arc::new(manifest);
     let toml = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request.start, progress).await?;
+    let seconds_to_restore = began.elapsed().as_secs_f64();
+    let (directory, port) = {
+        let (place, start) = (place.clone(), request.start);
+        blocking(move || configure::settle_address(&place, start)).await?
+    };
+    let conninfo = Conninfo::parse(&config.member.conninfo)?.moved(&directory, port);
+    configure::write_strata_toml(config, &place, &conninfo.text(), &toml)?;
     let mut recovered = Recovered {
         into: into.clone(),
         store: store.clone(),
         config: toml.clone(),
         conninfo: None,
-        port: None,
-        socket_directory: None,
+        port: Some(port),
+        socket_directory: Some(directory),
         backup_id: plan.backup.id.clone(),
         target: plan.target.clone(),
         stop: plan.stop,
         timeline: plan.timeline,
-        seconds_to_restore: began.elapsed().as_secs_f64(),
+        seconds_to_restore,
         seconds_to_open: None,
         server_log: start::log_path(&into),
+        agent_pid: None,
+        fragments: plan.fragments,
+        fragment_bytes: plan.fragment_bytes,
     };
-    let conninfo = Conninfo::parse(&config.member.conninfo)?;
-    let (directory, port) = {
-        let (place, start) = (place.clone(), request.start);
-        blocking(move || configure::settle_address(&place, start)).await?
-    };
-    let conninfo = conninfo.moved(&directory, port);
-    let text = conninfo.text();
-    configure::write_strata_toml(config, &place, &text, &toml)?;
-    recovered.port = Some(port);
-    recovered.socket_directory = Some(directory);
+    drop(lock);
     let planned = || plan.fragment_list.iter().map(Wanted::from).collect::<Vec<_>>();
     if !request.start {
-        let wanted = if request.full { planned() } else { Vec::new() };
-        return Ok(Open { recovered, repository, wanted, workers, serving: None });
+        let fetched = match request.full {
+            true => Some(fragments::fetch_all(&repository, &store, planned(), workers, progress).await?),
+            false => None,
+        };
+        return Ok(Outcome { recovered, fetched });
     }
-    let handler = Arc::new(FetchOnly { repository: repository.clone(), store: store.clone() });
-    let task = {
-        let listener = listener.clone();
-        tokio::spawn(async move { listener.serve(handler).await })
+    let (serving, background) = match request.full {
+        true => (Some(Serving::start(&repository, &store)?), None),
+        false => (None, Some(BackgroundAgent::start(&toml, &store, request.keep_serving).await?)),
     };
-    let mut open = Open { recovered, repository, wanted: Vec::new(), workers, serving: Some((listener, task)) };
     start::start(&place).await?;
     start::wait(&place, progress).await?;
-    open.recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
-    open.recovered.conninfo = Some(conninfo.describe());
-    open.wanted = match fragments::wanted(&conninfo).await {
+    recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
+    recovered.conninfo = Some(conninfo.describe());
+    recovered.agent_pid = background.and_then(BackgroundAgent::release);
+    let Some(serving) = serving else { return Ok(Outcome { recovered, fetched: None }) };
+    let wanted = match fragments::wanted(&conninfo).await {
         Ok(wanted) => wanted,
         Err(error) => {
             tracing::warn!("the recovered catalogs cannot be read, so the plan says which fragments to fetch: {error}");
             planned()
         }
     };
-    Ok(open)
+    let fetched = fragments::fetch_all(&repository, &store, wanted, workers, progress).await?;
+    (recovered.fragments, recovered.fragment_bytes) = (fetched.fragments, fetched.fragment_bytes);
+    serving.stop().await;
+    if request.keep_serving {
+        recovered.agent_pid = BackgroundAgent::start(&toml, &store, true).await?.release();
+    }
+    Ok(Outcome { recovered, fetched: Some(fetched) })
 }
 
 impl From<&crate::repository::manifest::FragmentRef> for Wanted {
@@ -258,11 +299,4 @@ async fn lay_out(
         Ok(toml)
     })
     .await
-}
-
-impl Open {
-    /// Fetches all fragments. Those that could not be fetched are named in the result.
-    pub async fn fetch_all(&self, progress: &Progress) -> Result<Fetched> {
-        fragments::fetch_all(&self.repository, &self.recovered.store, self.wanted.clone(), self.workers, progress).await
-    }
 }

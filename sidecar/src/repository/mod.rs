@@ -20,6 +20,7 @@
 pub mod catalog;
 pub mod fragments;
 pub mod fsio;
+pub mod info;
 pub mod lock;
 pub mod manifest;
 pub mod pack;

@@ -21,6 +21,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 /// A request is one line of at most this many bytes.
 const REQUEST_LIMIT: u64 = 64 << 10;
 
+/// A client hears something at least this often.
+const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What a handler returns.
 pub type Answer = Pin<Box<dyn Future<Output = Result<serde_json::Value>> + Send>>;
 
@@ -154,13 +157,20 @@ async fn connection(stream: UnixStream, handler: Arc<dyn Handler>) {
     let _ = writer.await;
 }
 
+/// Writes events as they come, and the last one again when nothing came for a while: a client takes silence for death.
 async fn write_events(mut write: tokio::net::unix::OwnedWriteHalf, mut queue: UnboundedReceiver<Event>) {
+    let mut last = Event::Progress { phase: "working".into(), done: 0, total: 0, message: String::new() };
     let mut open = true;
-    while let Some(event) = queue.recv().await {
+    loop {
+        match tokio::time::timeout(HEARTBEAT, queue.recv()).await {
+            Ok(Some(event)) => last = event,
+            Ok(None) => return,
+            Err(_) => {}
+        }
         if !open {
             continue;
         }
-        let Ok(mut line) = serde_json::to_vec(&event) else { continue };
+        let Ok(mut line) = serde_json::to_vec(&last) else { continue };
         line.push(b'\n');
         open = write.write_all(&line).await.is_ok();
     }

@@ -6,7 +6,7 @@
 //! A process that dies anywhere leaves a temporary file at most. No connection is made: all that must be known of the
 //! cluster stands in the segment itself.
 
-use super::name::WalName;
+use super::name::{Segment, WalName};
 use super::scan::SegmentSummary;
 use super::walker::SegmentHeader;
 use crate::config::Config;
@@ -44,11 +44,21 @@ pub fn push(config: &Config, path: &Path) -> Result<Pushed> {
         WalName::Segment(_) | WalName::Partial(_) => Some(inspect(&repository, name, kind, &content)?),
         WalName::BackupHistory(_) | WalName::History(_) => None,
     };
+    let follows = match (kind, &segment) {
+        (WalName::Segment(own), Some(summary)) => {
+            let size = u64::from(summary.segment_size);
+            let before = own.number(size).checked_sub(1).map(|number| Segment::numbered(own.timeline, number, size));
+            before.is_some_and(|before| repository.has_segment(before))
+        }
+        _ => false,
+    };
     let note = WalNote {
         name: name.to_owned(),
         bytes: content.len() as u64,
         blake3: blake3::hash(&content).to_hex().to_string(),
+        frame_blake3: String::new(),
         archived_at: Timestamp::now(),
+        follows,
         segment,
     };
     let target = repository.wal_path(name, kind);

@@ -1,0 +1,212 @@
+//! Mirrors the repository's catalog into schema `strata` of the conninfo's database.
+//!
+//! What is mirrored makes WAL. On an idle server with `archive_timeout`, a row for each archived segment would make the
+//! next segment worth archiving, for ever. So a single new segment waits until something else is mirrored or some time
+//! has passed.
+
+use super::{Backoff, Shared};
+use crate::backup::{blocking, record};
+use crate::error::Result;
+use crate::postgres::Session;
+use crate::postgres::server::pg_lsn;
+use crate::repository::Repository;
+use crate::repository::catalog::BackupEntry;
+use crate::repository::fragments::FragmentLogEntry;
+use crate::repository::sealed;
+use crate::wal::name::WalName;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use strata_catalog::{LogBackupRow, LogKind};
+use tokio_postgres::types::PgLsn;
+
+/// How long a single new segment waits.
+const LONE_SEGMENT: Duration = Duration::from_secs(15 * 60);
+/// How many rows one transaction takes.
+const BATCH: usize = 1000;
+
+#[derive(Default)]
+struct Mirror {
+    loaded: bool,
+    backups: HashSet<String>,
+    logs: HashSet<String>,
+    fragment_paths: HashSet<PathBuf>,
+    lone_since: Option<Instant>,
+}
+
+/// Mirrors for ever.
+pub(super) async fn run(shared: &Shared) {
+    let mut mirror = Mirror::default();
+    let mut backoff = Backoff::new();
+    loop {
+        match mirror.round(shared).await {
+            Ok(()) => {
+                backoff.reset();
+                tokio::time::sleep(shared.config.agent.mirror_interval).await;
+            }
+            Err(error) => {
+                tracing::warn!("the backup catalog is not mirrored just now: {}", error.full_text());
+                mirror = Mirror::default();
+                backoff.pause().await;
+            }
+        }
+    }
+}
+
+/// What the repository has and the mirror does not.
+struct News {
+    backups: Vec<BackupEntry>,
+    logs: Vec<LogBackupRow>,
+    paths: Vec<PathBuf>,
+}
+
+impl Mirror {
+    async fn round(&mut self, shared: &Shared) -> Result<()> {
+        let mut session = shared.conninfo.connect().await?;
+        let recovering: bool = session.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0);
+        if recovering || !record::has_jobs(&session).await {
+            self.loaded = false;
+            return Ok(());
+        }
+        if !self.loaded {
+            self.load(shared, &session).await?;
+        }
+        let repository = shared.repository().await?;
+        let (backups, logs, paths) = (self.backups.clone(), self.logs.clone(), self.fragment_paths.clone());
+        let news = blocking(move || News::collect(&repository, &backups, &logs, &paths)).await?;
+        for entry in news.backups {
+            let repository = shared.repository().await?;
+            record::upsert_backup(&session, &entry.row(&repository)).await?;
+            self.backups.insert(entry.id);
+        }
+        if let ([only], None) = (news.logs.as_slice(), news.paths.first()) {
+            let since = *self.lone_since.get_or_insert_with(Instant::now);
+            if only.kind == LogKind::Wal && since.elapsed() < LONE_SEGMENT {
+                return Ok(());
+            }
+        }
+        self.lone_since = None;
+        for rows in news.logs.chunks(BATCH) {
+            insert(&mut session, rows).await?;
+            self.logs.extend(rows.iter().map(|row| row.name.clone()));
+        }
+        self.fragment_paths.extend(news.paths);
+        Ok(())
+    }
+
+    async fn load(&mut self, shared: &Shared, session: &Session) -> Result<()> {
+        let (system, member) = (&shared.config.system, &shared.config.member.name);
+        let rows = session
+            .query("SELECT backup_id FROM strata.backup WHERE state = 'complete' AND system = $1 AND member = $2", &[system, member])
+            .await?;
+        self.backups = rows.iter().map(|row| row.get(0)).collect();
+        let rows = session.query("SELECT name FROM strata.log_backup WHERE system = $1 AND member = $2", &[system, member]).await?;
+        self.logs = rows.iter().map(|row| row.get(0)).collect();
+        self.loaded = true;
+        Ok(())
+    }
+}
+
+impl News {
+    fn collect(repository: &Repository, backups: &HashSet<String>, logs: &HashSet<String>, paths: &HashSet<PathBuf>) -> Result<Self> {
+        let mut news = Self { backups: Vec::new(), logs: Vec::new(), paths: Vec::new() };
+        for id in repository.backup_ids()? {
+            if !backups.contains(&id) {
+                news.backups.extend(repository.backup(&id)?);
+            }
+        }
+        for name in repository.wal_names()? {
+            if !logs.contains(&name) {
+                news.logs.extend(wal_row(repository, &name)?);
+            }
+        }
+        for path in repository.fragment_log_paths()? {
+            if !paths.contains(&path) {
+                let entry: FragmentLogEntry = sealed::read_required(&path)?;
+                let row = fragment_row(repository, &entry);
+                if !logs.contains(&row.name) {
+                    news.logs.push(row);
+                }
+                news.paths.push(path);
+            }
+        }
+        Ok(news)
+    }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn wal_row(repository: &Repository, name: &str) -> Result<Option<LogBackupRow>> {
+    let (kind, segment) = match WalName::parse(name) {
+        Some(WalName::Segment(segment) | WalName::Partial(segment)) => (LogKind::Wal, Some(segment)),
+        Some(WalName::History(_)) => (LogKind::History, None),
+        _ => return Ok(None),
+    };
+    let Some((note, stored)) = repository.read_wal_note(name)? else { return Ok(None) };
+    let timeline = WalName::parse(name).map_or(0, WalName::timeline);
+    let size = note.segment.as_ref().map_or(0, |summary| u64::from(summary.segment_size));
+    Ok(Some(LogBackupRow {
+        system: repository.system().to_owned(),
+        member: repository.member().to_owned(),
+        kind,
+        name: name.to_owned(),
+        timeline: i32::try_from(timeline).ok(),
+        start_lsn: segment.map(|segment| segment.start(size)),
+        end_lsn: segment.map(|segment| segment.end(size)),
+        bytes: signed(note.bytes),
+        stored_bytes: signed(stored),
+        checksum: note.blake3,
+        completed_at: note.archived_at,
+    }))
+}
+
+fn fragment_row(repository: &Repository, entry: &FragmentLogEntry) -> LogBackupRow {
+    LogBackupRow {
+        system: repository.system().to_owned(),
+        member: repository.member().to_owned(),
+        kind: LogKind::Fragment,
+        name: format!("{}/{}", entry.database_oid, entry.fragment.hash),
+        timeline: i32::try_from(entry.timeline).ok(),
+        start_lsn: Some(entry.fragment.created_lsn),
+        end_lsn: None,
+        bytes: entry.fragment.bytes,
+        stored_bytes: entry.fragment.bytes,
+        checksum: entry.fragment.hash.clone(),
+        completed_at: entry.completed_at,
+    }
+}
+
+async fn insert(session: &mut Session, rows: &[LogBackupRow]) -> Result<()> {
+    let statement = session
+        .prepare(
+            "INSERT INTO strata.log_backup (system, member, kind, name, timeline, start_lsn, end_lsn, bytes, stored_bytes, \
+                 checksum, completed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
+        )
+        .await?;
+    session.batch_execute("BEGIN").await?;
+    for row in rows {
+        let (start, end): (Option<PgLsn>, Option<PgLsn>) = (row.start_lsn.map(pg_lsn), row.end_lsn.map(pg_lsn));
+        session
+            .execute(
+                &statement,
+                &[
+                    &row.system,
+                    &row.member,
+                    &row.kind.as_str(),
+                    &row.name,
+                    &row.timeline,
+                    &start,
+                    &end,
+                    &row.bytes,
+                    &row.stored_bytes,
+                    &row.checksum,
+                    &row.completed_at,
+                ],
+            )
+            .await?;
+    }
+    session.batch_execute("COMMIT").await?;
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! The agent: one process beside each server.
+//!
+//! ```text
+//!   extension, command line ──socket──► handler ──► fragments on demand, backup, plan, recover (jobs)
+//!   strata.fragment of each database ──► watch  ──► repository: fragments, fragment log
+//!   repository ──► mirror ──► strata.backup, strata.log_backup
+//! ```
+//!
+//! Promises. It may be killed at any time and started again: what it knows is in the repository and in the catalogs. It
+//! goes on when the server is down, and connects again with growing pauses. It keeps connections only to the database of
+//! its conninfo, so that others can be dropped and copied. Work that it started for a client goes on when the client
+//! leaves; work that it was killed in is marked failed when it starts again.
+
+mod handler;
+mod mirror;
+mod watch;
+
+use crate::backup::{blocking, record};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{Conninfo, ServerInfo, program};
+use crate::repository::Repository;
+use crate::socket::Listener;
+use handler::AgentHandler;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use strata_catalog::names;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How the agent behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// End when all fragments are in the store, or when the server is gone.
+    pub until_complete: bool,
+}
+
+/// What all parts of the agent share.
+pub(crate) struct Shared {
+    pub config: Config,
+    pub conninfo: Conninfo,
+    pub store: PathBuf,
+}
+
+impl Shared {
+    /// The repository, created when it may be.
+    pub async fn repository(&self) -> Result<Repository> {
+        let config = self.config.clone();
+        blocking(move || match config.repository.read_only {
+            true => Repository::open(&config),
+            false => Repository::open_or_create(&config),
+        })
+        .await
+    }
+}
+
+/// Pauses that grow from one failure to the next.
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(250);
+    const LAST: Duration = Duration::from_secs(30);
+
+    pub fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    pub fn reset(&mut self) {
+        self.next = Self::FIRST;
+    }
+
+    pub async fn pause(&mut self) {
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(Self::LAST);
+    }
+}
+
+/// Runs the agent until a signal ends it.
+pub async fn run(config: &Config, options: Options) -> Result<()> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| Error::new(ErrorKind::Io, format!("could not wait for signals: {error}")))
+    };
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::select! {
+        result = serve(config, options) => result,
+        _ = terminate.recv() => {
+            tracing::info!("ended by SIGTERM");
+            Ok(())
+        }
+        _ = interrupt.recv() => {
+            tracing::info!("ended by SIGINT");
+            Ok(())
+        }
+    }
+}
+
+async fn serve(config: &Config, options: Options) -> Result<()> {
+    let conninfo = Conninfo::parse(&config.member.conninfo)?;
+    let (store, socket) = places(config, &conninfo, options).await?;
+    let listener = Listener::bind(&socket)?;
+    tracing::info!(socket = %socket.display(), store = %store.display(), "the agent listens");
+    let shared = Arc::new(Shared { config: config.clone(), conninfo, store });
+    let handler = Arc::new(AgentHandler::new(shared.clone()));
+    let background = async {
+        if options.until_complete {
+            return watch::until_complete(&shared).await;
+        }
+        clear_stale(&shared).await;
+        tokio::join!(watch::run(&shared), mirror::run(&shared));
+        Ok(())
+    };
+    tokio::select! {
+        () = listener.serve(handler) => Ok(()),
+        result = background => result,
+    }
+}
+
+/// The store and the socket: what the configuration says, else what the server says.
+async fn places(config: &Config, conninfo: &Conninfo, options: Options) -> Result<(PathBuf, PathBuf)> {
+    if let (Some(store), true) = (&config.member.store, options.until_complete || config.agent.socket.is_some()) {
+        let socket = config.agent.socket.clone().unwrap_or_else(|| names::default_socket(store));
+        return Ok((store.clone(), socket));
+    }
+    let mut backoff = Backoff::new();
+    loop {
+        let asked = async {
+            let session = conninfo.connect().await?;
+            ServerInfo::ask(&session).await
+        };
+        match asked.await {
+            Ok(info) => {
+                program::require_owner(&info.data_directory)?;
+                let store = info.store_or(config.member.store.as_ref());
+                let socket = config.agent.socket.clone().or(info.agent_socket).unwrap_or_else(|| names::default_socket(&store));
+                return Ok((store, socket));
+            }
+            Err(error) if error.kind == ErrorKind::Connection => {
+                tracing::warn!("waiting for the server: {error}");
+                backoff.pause().await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Marks what a dead agent, or a dead command, left as running.
+async fn clear_stale(shared: &Shared) {
+    let clear = async {
+        let session = shared.conninfo.connect().await?;
+        if !record::has_jobs(&session).await {
+            return Ok(());
+        }
+        // A backup that runs from the command line holds the lock; then its rows are alive. In a server that was just
+        // recovered every row that says "running" is from before.
+        let lock = match shared.config.repository.read_only {
+            true => None,
+            false => match shared.repository().await?.lock_backup() {
+                Ok(lock) => Some(lock),
+                Err(error) if error.kind == ErrorKind::Locked => return Ok(()),
+                Err(error) => return Err(error),
+            },
+        };
+        record::fail_interrupted(&session, &shared.config.system, &shared.config.member.name).await?;
+        session
+            .execute(
+                "UPDATE strata.job SET state = 'failed', error = 'the process that ran it ended', finished_at = clock_timestamp() \
+                 WHERE state = 'running' AND kind IN ('backup', 'recovery_plan', 'recover', 'verify')",
+                &[],
+            )
+            .await?;
+        drop(lock);
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = clear.await {
+        tracing::warn!("jobs of an earlier agent are not marked: {error}");
+    }
+}

@@ -1,0 +1,296 @@
+//! Watches `strata.fragment` in every database.
+//!
+//! A new fragment is copied to the repository and logged soon after it was made, so that a recovery to a moment between
+//! two backups has it. A row that is gone is noted in the log, with a position that is certainly behind its removal: it
+//! is read after the rows. A file that the store has lost comes back from the repository.
+//!
+//! Databases are looked at with connections that end at once. Those without the extension are looked at less often.
+
+use super::{Backoff, Shared};
+use crate::backup::{blocking, fragments as catalog};
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::server::{self, Database};
+use crate::postgres::Session;
+use crate::progress::Progress;
+use crate::recovery::fragments::{Wanted, fetch_all, wanted};
+use crate::repository::Repository;
+use crate::repository::fragments::{Dropped, FragmentLogEntry};
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use strata_catalog::{FragmentRow, names};
+
+/// Every how many rounds databases without the extension are looked at.
+const RARE: u64 = 10;
+/// How long the server that is recovered may take to appear.
+const APPEAR: Duration = Duration::from_secs(120);
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is known of a database.
+#[derive(Default)]
+struct Known {
+    fingerprint: Option<(i64, i64)>,
+    logged: HashMap<(i64, String), FragmentLogEntry>,
+    /// Fragments that could not be copied, so that each is said once.
+    failed: HashMap<String, String>,
+}
+
+#[derive(Default)]
+struct Watch {
+    databases: HashMap<u32, Known>,
+    loaded: bool,
+    round: u64,
+}
+
+/// Watches for ever.
+pub(super) async fn run(shared: &Shared) {
+    let mut watch = Watch::default();
+    let mut backoff = Backoff::new();
+    let mut session = None;
+    loop {
+        match watch.round(shared, &mut session).await {
+            Ok(()) => {
+                backoff.reset();
+                tokio::time::sleep(shared.config.agent.fragment_interval).await;
+            }
+            Err(error) => {
+                tracing::warn!("fragments are not watched just now: {}", error.full_text());
+                session = None;
+                backoff.pause().await;
+            }
+        }
+    }
+}
+
+impl Watch {
+    async fn round(&mut self, shared: &Shared, session: &mut Option<Session>) -> Result<()> {
+        let read_only = shared.config.repository.read_only;
+        let main = match session {
+            Some(main) if !main.is_closed() => main,
+            _ => session.insert(shared.conninfo.connect().await?),
+        };
+        let row = main.query_one("SELECT pg_is_in_recovery()", &[]).await?;
+        if row.get(0) {
+            return Ok(());
+        }
+        let repository = shared.repository().await?;
+        if !self.loaded && !read_only {
+            self.load(&repository).await?;
+        }
+        let timeline = timeline(main).await?;
+        for database in server::databases(main).await? {
+            let known = self.databases.contains_key(&database.oid);
+            if !known && !self.round.is_multiple_of(RARE) {
+                continue;
+            }
+            if let Err(error) = self.database(shared, &repository, &database, main, timeline).await {
+                match error.kind {
+                    // Dropped meanwhile, or it refuses connections just now; the next round will tell.
+                    ErrorKind::Connection => tracing::debug!("database \"{}\": {error}", database.name),
+                    _ => return Err(error),
+                }
+            }
+        }
+        self.round += 1;
+        Ok(())
+    }
+
+    /// What an earlier agent logged: so that rows that went meanwhile are noticed.
+    async fn load(&mut self, repository: &Repository) -> Result<()> {
+        let repository = repository.clone();
+        for entry in blocking(move || repository.fragment_log()).await? {
+            if entry.dropped.is_none() {
+                let known = self.databases.entry(entry.database_oid).or_default();
+                known.logged.insert((entry.fragment.fragment_id, entry.fragment.hash.clone()), entry);
+            }
+        }
+        self.loaded = true;
+        Ok(())
+    }
+
+    async fn database(
+        &mut self,
+        shared: &Shared,
+        repository: &Repository,
+        database: &Database,
+        main: &Session,
+        timeline: u32,
+    ) -> Result<()> {
+        let session = shared.conninfo.database(&database.name).connect().await?;
+        if !server::has_catalog(&session).await? {
+            return Ok(());
+        }
+        let row = session
+            .query_one("SELECT count(*), coalesce(sum(hashtextextended(fragment_id || hash, 0) >> 20), 0)::bigint FROM strata.fragment", &[])
+            .await?;
+        let fingerprint = (row.get(0), row.get(1));
+        let known = self.databases.entry(database.oid).or_default();
+        if known.fingerprint == Some(fingerprint) && known.failed.is_empty() {
+            return Ok(());
+        }
+        let rows = catalog::read_rows(&session).await?;
+        drop(session);
+        let row = main.query_one("SELECT pg_current_wal_insert_lsn(), clock_timestamp()", &[]).await?;
+        let behind = Dropped { lsn: server::lsn(row.get(0)), at: row.get(1) };
+        known.bring_back(shared, repository, database, &rows).await?;
+        if !shared.config.repository.read_only {
+            known.keep(shared, repository, database, &rows, timeline).await?;
+            known.note_dropped(repository, &rows, behind).await?;
+        }
+        known.fingerprint = Some(fingerprint);
+        Ok(())
+    }
+}
+
+impl Known {
+    /// Fetches files that the store does not have but the repository does.
+    async fn bring_back(&mut self, shared: &Shared, repository: &Repository, database: &Database, rows: &[FragmentRow]) -> Result<()> {
+        let lost: Vec<Wanted> = rows
+            .iter()
+            .filter(|row| !in_store(&shared.store, database.oid, &row.hash))
+            .filter(|row| repository.has_fragment(&row.hash).unwrap_or(false))
+            .map(|row| Wanted {
+                database_oid: database.oid,
+                database: database.name.clone(),
+                relation: row.relation.clone(),
+                hash: row.hash.clone(),
+                bytes: u64::try_from(row.bytes).unwrap_or(0),
+            })
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let workers = shared.config.backup.workers();
+        let fetched = fetch_all(repository, &shared.store, lost, workers, &Progress::silent()).await?;
+        tracing::info!(database = database.name, fetched = fetched.fetched, "fragments brought back into the store");
+        for one in fetched.missing {
+            self.say_once(&one.fragment.hash, &one.error);
+        }
+        Ok(())
+    }
+
+    /// Copies and logs fragments that are new.
+    async fn keep(&mut self, shared: &Shared, repository: &Repository, database: &Database, rows: &[FragmentRow], timeline: u32) -> Result<()> {
+        for row in rows {
+            let key = (row.fragment_id, row.hash.clone());
+            if self.logged.contains_key(&key) {
+                continue;
+            }
+            let (repository, database, fragment, store) = (repository.clone(), database.clone(), row.clone(), shared.store.clone());
+            let kept = blocking(move || {
+                let copied = catalog::keep(&repository, &database, &fragment, &store, timeline)?;
+                let entry = FragmentLogEntry {
+                    database_oid: database.oid,
+                    database: database.name,
+                    fragment,
+                    timeline,
+                    completed_at: Timestamp::now(),
+                    dropped: None,
+                };
+                Ok((copied, entry))
+            });
+            match kept.await {
+                Ok((copied, entry)) => {
+                    tracing::info!(hash = row.hash, copied, "fragment logged");
+                    self.failed.remove(&row.hash);
+                    self.logged.insert(key, entry);
+                }
+                Err(error) => self.say_once(&row.hash, &error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes in the log which rows are gone.
+    async fn note_dropped(&mut self, repository: &Repository, rows: &[FragmentRow], behind: Dropped) -> Result<()> {
+        let gone: Vec<(i64, String)> = self
+            .logged
+            .keys()
+            .filter(|(id, hash)| !rows.iter().any(|row| row.fragment_id == *id && row.hash == *hash))
+            .cloned()
+            .collect();
+        for key in gone {
+            let Some(entry) = self.logged.remove(&key) else { continue };
+            let (repository, entry) = (repository.clone(), FragmentLogEntry { dropped: Some(behind), ..entry });
+            blocking(move || repository.log_dropped(&entry)).await?;
+        }
+        self.failed.retain(|hash, _| rows.iter().any(|row| row.hash == *hash));
+        Ok(())
+    }
+
+    fn say_once(&mut self, hash: &str, error: &str) {
+        if self.failed.insert(hash.to_owned(), error.to_owned()).as_deref() != Some(error) {
+            tracing::error!(hash, "fragment: {error}");
+        }
+    }
+}
+
+fn in_store(store: &Path, database_oid: u32, hash: &str) -> bool {
+    names::fragment_relative_path(database_oid, hash).is_some_and(|below| store.join(below).exists())
+}
+
+async fn timeline(session: &Session) -> Result<u32> {
+    let row = session.query_one("SELECT pg_walfile_name(pg_current_wal_lsn())", &[]).await?;
+    let name: String = row.get(0);
+    crate::wal::name::Segment::parse(&name)
+        .map(|segment| segment.timeline)
+        .ok_or_else(|| Error::new(ErrorKind::Postgres, format!("the server names its WAL segment \"{name}\"")))
+}
+
+/// Fetches all fragments of a server that was just recovered. Done when all are there, or when the server is gone.
+pub(super) async fn until_complete(shared: &Shared) -> Result<()> {
+    let data = shared.config.member.data_directory.clone().ok_or_else(|| {
+        Error::new(ErrorKind::Config, "--until-complete needs member.data_directory in the configuration")
+    })?;
+    let began = Instant::now();
+    let mut seen = false;
+    let mut cleared = false;
+    loop {
+        let alive = server_alive(&data);
+        seen |= alive;
+        if (seen && !alive) || (!seen && began.elapsed() > APPEAR) {
+            tracing::info!("the server is gone");
+            return Ok(());
+        }
+        match fetch_wanted(shared).await {
+            Ok(missing) => {
+                if !cleared {
+                    super::clear_stale(shared).await;
+                    cleared = true;
+                }
+                if missing == 0 {
+                    tracing::info!("all fragments are in the store");
+                    return Ok(());
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            // It takes no connections before it is open.
+            Err(error) if error.kind == ErrorKind::Connection => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) => {
+                tracing::warn!("fragments are not fetched just now: {}", error.full_text());
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn fetch_wanted(shared: &Shared) -> Result<usize> {
+    let all = wanted(&shared.conninfo).await?;
+    let repository = shared.repository().await?;
+    let workers = shared.config.backup.workers();
+    let fetched = fetch_all(&repository, &shared.store, all, workers, &Progress::silent()).await?;
+    for one in &fetched.missing {
+        tracing::error!(hash = one.fragment.hash, database = one.fragment.database, "fragment: {}", one.error);
+    }
+    tracing::info!(fetched = fetched.fetched, bytes = fetched.fetched_bytes, missing = fetched.missing.len(), "fragments fetched");
+    Ok(fetched.missing.len())
+}
+
+fn server_alive(data: &Path) -> bool {
+    std::fs::read_to_string(data.join("postmaster.pid"))
+        .ok()
+        .and_then(|text| text.lines().next()?.trim().parse().ok())
+        .and_then(rustix::process::Pid::from_raw)
+        .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+}

@@ -1,0 +1,192 @@
+//! Proves that archiving works from end to end, by doing it: a WAL segment is closed, and must arrive in the repository.
+
+use crate::backup::{archive, blocking};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{Conninfo, ServerInfo, Session, program};
+use crate::progress::Progress;
+use crate::repository::{Identity, Repository};
+use crate::socket::client;
+use crate::wal::name::Segment;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+use strata_catalog::{Request, names};
+
+/// How one check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Good.
+    Ok,
+    /// Not good, but a backup works.
+    Warning,
+    /// Backup or recovery would fail.
+    Failed,
+    /// Not tried, since something before it failed.
+    Skipped,
+}
+
+/// One check.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// Its name.
+    pub name: &'static str,
+    /// How it went.
+    pub state: State,
+    /// What was found.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// All checks.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// The checks, in the order in which they were made.
+    pub checks: Vec<Check>,
+    #[serde(skip)]
+    failure: Option<Error>,
+}
+
+impl Report {
+    /// Notes how a check went; gives back what it found.
+    fn note<T>(&mut self, name: &'static str, outcome: Result<(T, String)>) -> Option<T> {
+        match outcome {
+            Ok((value, message)) => {
+                self.checks.push(Check { name, state: State::Ok, message, hint: None });
+                Some(value)
+            }
+            Err(error) => {
+                let message = match &error.detail {
+                    Some(detail) => format!("{} ({})", error.message, detail.replace('\n', "; ")),
+                    None => error.message.clone(),
+                };
+                self.checks.push(Check { name, state: State::Failed, message, hint: error.hint().map(str::to_owned) });
+                self.failure.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    fn skip(&mut self, name: &'static str) {
+        let message = "not tried, since something before it failed".to_owned();
+        self.checks.push(Check { name, state: State::Skipped, message, hint: None });
+    }
+
+    /// The first failure.
+    pub fn require_good(self) -> Result<()> {
+        self.failure.map_or(Ok(()), Err)
+    }
+}
+
+/// Makes all checks. With `require_agent`, an agent that does not answer is a failure instead of a warning.
+pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> Report {
+    let mut report = Report::default();
+    let named = format!("{} (system {}, member {})", config.file.display(), config.system, config.member.name);
+    report.note("configuration", Ok(((), named)));
+    let Some((session, info)) = report.note("connection", connection(config).await) else {
+        for name in ["settings", "privileges", "repository", "archiving", "agent"] {
+            report.skip(name);
+        }
+        return report;
+    };
+    let archives = report.note("settings", settings(config, &info));
+    let may = report.note("privileges", privileges(&session).await);
+    match (archives, may, report.note("repository", repository(config, &info).await)) {
+        (Some(()), Some(()), Some(repository)) => {
+            let outcome = archiving(config, &repository, &session, &info, progress).await;
+            report.note("archiving", outcome);
+        }
+        _ => report.skip("archiving"),
+    }
+    match agent(config, &info).await {
+        Err(error) if !require_agent => report.checks.push(Check {
+            name: "agent",
+            state: State::Warning,
+            message: format!("{}; so warm fragments are copied by backups only, and not brought on demand", error.message),
+            hint: error.hint().map(str::to_owned),
+        }),
+        outcome => drop(report.note("agent", outcome)),
+    }
+    report
+}
+
+async fn connection(config: &Config) -> Result<((Session, ServerInfo), String)> {
+    let session = Conninfo::parse(&config.member.conninfo)?.connect().await?;
+    let info = ServerInfo::ask(&session).await?;
+    let message = format!("PostgreSQL {} in {}", info.version / 10000, info.data_directory.display());
+    Ok(((session, info), message))
+}
+
+fn settings(config: &Config, info: &ServerInfo) -> Result<((), String)> {
+    if config.repository.read_only {
+        return Err(Error::new(ErrorKind::Forbidden, "repository.read_only is true, so nothing is archived")
+            .with_hint("When this server is the one to go on with, set it to false and turn archiving on."));
+    }
+    program::require_owner(&info.data_directory)?;
+    archive::require_archiving(info)?;
+    let how = if info.archive_library.is_empty() { &info.archive_command } else { &info.archive_library };
+    Ok(((), format!("wal_level {}, archive_mode {}, archiving by: {how}", info.wal_level, info.archive_mode)))
+}
+
+async fn privileges(session: &Session) -> Result<((), String)> {
+    let row = session
+        .query_one(
+            "SELECT current_user::text, array_to_string(array(SELECT f FROM unnest(ARRAY['pg_backup_start(text,boolean)', \
+                 'pg_backup_stop(boolean)', 'pg_switch_wal()', 'pg_create_restore_point(text)']) f \
+             WHERE NOT has_function_privilege(f, 'execute')), ', ')",
+            &[],
+        )
+        .await?;
+    let (user, lacking): (String, String) = (row.get(0), row.get(1));
+    if lacking.is_empty() {
+        return Ok(((), format!("{user} may take backups")));
+    }
+    Err(Error::new(ErrorKind::Config, format!("the user {user} may not execute {lacking}"))
+        .with_hint("GRANT EXECUTE on these functions to the user of member.conninfo, or connect as a superuser."))
+}
+
+async fn repository(config: &Config, info: &ServerInfo) -> Result<(Repository, String)> {
+    let identity = Identity { system_identifier: info.system_identifier, segment_size: info.segment_size };
+    let config = config.clone();
+    blocking(move || {
+        let repository = Repository::open_or_create(&config)?;
+        repository.claim(&identity)?;
+        repository.probe()?;
+        let message = format!("{} takes files", repository.root().display());
+        Ok((repository, message))
+    })
+    .await
+}
+
+async fn archiving(
+    config: &Config,
+    repository: &Repository,
+    session: &Session,
+    info: &ServerInfo,
+    progress: &Progress,
+) -> Result<((), String)> {
+    if info.in_recovery {
+        return Err(Error::new(ErrorKind::Forbidden, "the server is a standby, or still recovering")
+            .with_hint("Run this against the primary."));
+    }
+    let began = Instant::now();
+    // Something must be in the segment, or there is nothing to close.
+    session.query_one("SELECT pg_create_restore_point('strata check')", &[]).await?;
+    let name: String = session.query_one("SELECT pg_walfile_name(pg_switch_wal())", &[]).await?.get(0);
+    let segment = Segment::parse(&name)
+        .ok_or_else(|| Error::new(ErrorKind::Postgres, format!("the server names its WAL segment \"{name}\"")))?;
+    archive::wait(repository, session, info, segment, segment, config.backup.archive_timeout, progress).await?;
+    let (reader, wanted) = (repository.clone(), name.clone());
+    blocking(move || reader.read_wal(&wanted)).await?;
+    Ok(((), format!("the WAL segment {name} arrived after {:.2} s and is sound", began.elapsed().as_secs_f64())))
+}
+
+async fn agent(config: &Config, info: &ServerInfo) -> Result<((), String)> {
+    let store = info.store_or(config.member.store.as_ref());
+    let configured = config.agent.socket.clone().or_else(|| info.agent_socket.clone());
+    let socket = configured.unwrap_or_else(|| names::default_socket(&store));
+    let answer = client::ask(&socket, &Request::Ping, Duration::from_secs(5)).await?;
+    let pid = answer.get("pid").map(ToString::to_string).unwrap_or_default();
+    Ok(((), format!("process {pid} answers at {}", socket.display())))
+}

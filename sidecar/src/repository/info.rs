@@ -1,0 +1,158 @@
+//! What is in a member's repository, for people and programs.
+
+use super::Repository;
+use super::catalog::BackupEntry;
+use crate::error::{AtPath, Result};
+use crate::wal::name::{Segment, WalName};
+use jiff::Timestamp;
+use serde::Serialize;
+use strata_catalog::Lsn;
+
+/// Everything that `strata info` shows.
+#[derive(Debug, Serialize)]
+pub struct Info {
+    /// The system.
+    pub system: String,
+    /// The member.
+    pub member: String,
+    /// The repository's directory.
+    pub repository: String,
+    /// The complete backups, oldest first.
+    pub backups: Vec<BackupEntry>,
+    /// Folders of backups that run now or were interrupted.
+    pub unfinished_backups: Vec<String>,
+    /// The WAL archive, timeline by timeline.
+    pub wal: Vec<TimelineInfo>,
+    /// Fragments of the system.
+    pub fragments: u64,
+    /// Their bytes.
+    pub fragment_bytes: u64,
+    /// Bytes of the backups' packs.
+    pub backup_bytes: u64,
+    /// Bytes of the WAL archive.
+    pub wal_bytes: u64,
+}
+
+/// The archive of one timeline.
+#[derive(Debug, Serialize)]
+pub struct TimelineInfo {
+    /// The timeline.
+    pub timeline: u32,
+    /// The first segment.
+    pub first: Option<String>,
+    /// The last segment.
+    pub last: Option<String>,
+    /// Where the first one begins.
+    pub start_lsn: Option<Lsn>,
+    /// Where the last one ends.
+    pub end_lsn: Option<Lsn>,
+    /// The latest commit that is known to be in it.
+    pub last_commit_at: Option<Timestamp>,
+    /// How many segments.
+    pub segments: u64,
+    /// Their bytes in the archive.
+    pub bytes: u64,
+    /// Segments that are missing between the first and the last.
+    pub gaps: Vec<Gap>,
+}
+
+/// A run of missing segments.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// The first one.
+    pub from: String,
+    /// The last one.
+    pub to: String,
+    /// How many.
+    pub segments: u64,
+}
+
+impl Repository {
+    /// Collects what is there.
+    pub fn info(&self) -> Result<Info> {
+        let backups = self.backups()?;
+        let identity = self.identity()?;
+        let size = identity.map_or(16 << 20, |identity| u64::from(identity.segment_size));
+        let mut wal = Vec::new();
+        for timeline in self.wal_timelines()? {
+            wal.push(self.timeline_info(timeline, size)?);
+        }
+        let fragments = self.fragments()?;
+        Ok(Info {
+            system: self.system().to_owned(),
+            member: self.member().to_owned(),
+            repository: self.root().display().to_string(),
+            unfinished_backups: self.unfinished_backups()?,
+            fragments: fragments.len() as u64,
+            fragment_bytes: fragments.iter().map(|(_, bytes)| bytes).sum(),
+            backup_bytes: backups.iter().map(|backup| backup.stored_bytes).sum(),
+            wal_bytes: wal.iter().map(|timeline| timeline.bytes).sum(),
+            backups,
+            wal,
+        })
+    }
+
+    fn timeline_info(&self, timeline: u32, size: u64) -> Result<TimelineInfo> {
+        let segments = self.segments(timeline)?;
+        let mut bytes = 0;
+        for segment in &segments {
+            let path = self.wal_path(&segment.to_string(), WalName::Segment(*segment));
+            bytes += std::fs::metadata(&path).at("look at", &path)?.len();
+        }
+        let mut last_commit_at = None;
+        for segment in segments.iter().rev() {
+            last_commit_at = self
+                .read_wal_note(&segment.to_string())?
+                .and_then(|(note, _)| note.segment)
+                .and_then(|summary| summary.last_time);
+            if last_commit_at.is_some() {
+                break;
+            }
+        }
+        Ok(TimelineInfo {
+            timeline,
+            first: segments.first().map(Segment::to_string),
+            last: segments.last().map(Segment::to_string),
+            start_lsn: segments.first().map(|segment| segment.start(size)),
+            end_lsn: segments.last().map(|segment| segment.end(size)),
+            last_commit_at,
+            segments: segments.len() as u64,
+            bytes,
+            gaps: gaps(&segments, size),
+        })
+    }
+}
+
+fn gaps(segments: &[Segment], size: u64) -> Vec<Gap> {
+    segments
+        .windows(2)
+        .filter_map(|pair| match pair {
+            [before, after] if after.number(size) > before.number(size) + 1 => {
+                let (from, to) = (before.number(size) + 1, after.number(size) - 1);
+                Some(Gap {
+                    from: Segment::numbered(before.timeline, from, size).to_string(),
+                    to: Segment::numbered(before.timeline, to, size).to_string(),
+                    segments: to - from + 1,
+                })
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_named_by_their_ends() {
+        let size = 16 << 20;
+        let segments: Vec<Segment> = [1, 2, 5, 6, 8].iter().map(|n| Segment::numbered(1, *n, size)).collect();
+        let name = |n| Segment::numbered(1, n, size).to_string();
+        assert_eq!(
+            gaps(&segments, size),
+            [Gap { from: name(3), to: name(4), segments: 2 }, Gap { from: name(7), to: name(7), segments: 1 }]
+        );
+        assert_eq!(gaps(&segments[..2], size), []);
+    }
+}

@@ -1,0 +1,248 @@
+//! Checks everything in a member's repository by its checksums, and that nothing is missing that should be there.
+//!
+//! Each finding names one thing and says what is wrong with it. Nothing stops at the first finding. What an interrupted
+//! write left behind is not damage and is counted apart.
+
+mod wal;
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
+use crate::repository::catalog::BackupEntry;
+use crate::repository::fragments::FragmentLogEntry;
+use crate::repository::manifest::{Manifest, Part};
+use crate::repository::pack::PackReader;
+use crate::repository::{Repository, sealed};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// What was looked at, and what was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Complete backups.
+    pub backups: u64,
+    /// Folders of backups that were interrupted; the next backup removes them.
+    pub interrupted_backups: Vec<String>,
+    /// Archived WAL files.
+    pub wal_files: u64,
+    /// Fragments.
+    pub fragments: u64,
+    /// Entries of the fragment log.
+    pub fragment_log_entries: u64,
+    /// Bytes that were read in the repository.
+    pub bytes: u64,
+    /// What is damaged or missing.
+    pub damage: Vec<Finding>,
+}
+
+/// One thing that is damaged or missing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// What kind of thing: `repository`, `backup`, `wal`, `fragment`, `fragment_log`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// Where the parts of the check put what they find.
+struct Findings {
+    found: Mutex<BTreeSet<Finding>>,
+    bytes: AtomicU64,
+}
+
+impl Findings {
+    fn add(&self, kind: &'static str, name: impl Into<String>, problem: impl Into<String>) {
+        let finding = Finding { kind, name: name.into(), problem: problem.into() };
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(finding);
+    }
+
+    fn read(&self, bytes: u64, progress: &Progress) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        progress.advance(bytes);
+    }
+}
+
+/// Checks the repository.
+pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
+    let repository = Repository::open(config)?;
+    let findings = Findings { found: Mutex::new(BTreeSet::new()), bytes: AtomicU64::new(0) };
+    let workers = config.backup.workers();
+    let mut report = Report::default();
+
+    if let Err(error) = repository.identity() {
+        findings.add("repository", "member.json", error.message);
+    }
+    let mut entries = Vec::new();
+    for id in repository.backup_ids()? {
+        report.backups += 1;
+        match repository.backup(&id) {
+            Ok(Some(entry)) => entries.push(entry),
+            Ok(None) => findings.add("backup", &id, "its name in the catalog is not that of a backup"),
+            Err(error) => findings.add("backup", &id, error.message),
+        }
+    }
+    report.interrupted_backups = repository.unfinished_backups()?;
+    let mut needed: BTreeMap<String, String> = BTreeMap::new();
+    for entry in &entries {
+        backup(&repository, entry, workers, &findings, &mut needed, progress);
+    }
+    report.wal_files = wal::check(&repository, &entries, workers, &findings, progress)?;
+    for path in repository.fragment_log_paths()? {
+        report.fragment_log_entries += 1;
+        match sealed::read_required::<FragmentLogEntry>(&path) {
+            Ok(entry) => {
+                needed.entry(entry.fragment.hash).or_insert_with(|| format!("the fragment log of database \"{}\"", entry.database));
+            }
+            Err(error) => {
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                findings.add("fragment_log", name, error.message);
+            }
+        }
+    }
+    report.fragments = fragments(&repository, &needed, workers, &findings, progress)?;
+    report.bytes = findings.bytes.into_inner();
+    report.damage = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
+    Ok(report)
+}
+
+impl Report {
+    /// An error that names what is damaged; nothing when all is well.
+    pub fn require_sound(&self) -> Result<()> {
+        let Some(first) = self.damage.first() else { return Ok(()) };
+        let all: Vec<String> =
+            self.damage.iter().map(|one| format!("{} {}: {}", one.kind, one.name, one.problem)).collect();
+        Err(Error::new(
+            ErrorKind::Damaged,
+            format!("{} things in the repository are damaged or missing, the first is {} {}", self.damage.len(), first.kind, first.name),
+        )
+        .detail(all.join("\n"))
+        .with_hint("Take a new backup, and put the damaged files back from another copy when there is one."))
+    }
+}
+
+/// Runs `work` on each item with several workers.
+fn each<T: Sync>(items: &[T], workers: usize, work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..workers.clamp(1, items.len().max(1)) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(item);
+                }
+            });
+        }
+    });
+}
+
+fn backup(
+    repository: &Repository,
+    entry: &BackupEntry,
+    workers: usize,
+    findings: &Findings,
+    needed: &mut BTreeMap<String, String>,
+    progress: &Progress,
+) {
+    progress.phase_bytes("backup", entry.stored_bytes, format!("verifying backup {}", entry.id));
+    let manifest = match repository.manifest(&entry.id, &entry.manifest_blake3) {
+        Ok(manifest) => manifest,
+        Err(error) => return findings.add("backup", &entry.id, error.message),
+    };
+    for fragment in manifest.fragments.iter().filter(|fragment| !fragment.missing) {
+        needed.entry(fragment.hash.clone()).or_insert_with(|| format!("backup {}", entry.id));
+    }
+    for fragment in manifest.fragments.iter().filter(|fragment| fragment.missing) {
+        findings.add("fragment", &fragment.hash, format!("backup {} was taken without it: it was not in the store", entry.id));
+    }
+    let mut by_pack: Vec<Vec<&Part>> = manifest.packs.iter().map(|_| Vec::new()).collect();
+    for file in &manifest.files {
+        let mut size = 0;
+        for part in &file.parts {
+            size = size.max(part.offset + part.bytes);
+            match by_pack.get_mut(part.pack as usize) {
+                Some(parts) => parts.push(part),
+                None => findings.add("backup", &entry.id, format!("\"{}\" is in pack {}, which does not exist", file.path, part.pack)),
+            }
+        }
+        if size != file.bytes {
+            findings.add("backup", &entry.id, format!("\"{}\" has {size} bytes instead of {}", file.path, file.bytes));
+        }
+    }
+    let packs: Vec<usize> = (0..manifest.packs.len()).collect();
+    each(&packs, workers, |at| {
+        if let Err(error) = pack(repository, &manifest, *at, by_pack.get(*at).map_or(&[], Vec::as_slice), findings, progress) {
+            findings.add("backup", &entry.id, error.message);
+        }
+    });
+}
+
+/// Checks a pack in one pass: its frames follow each other without a gap, each piece has its checksum, and all together
+/// have the pack's.
+fn pack(repository: &Repository, manifest: &Manifest, at: usize, parts: &[&Part], findings: &Findings, progress: &Progress) -> Result<()> {
+    let Some(pack) = manifest.packs.get(at) else { return Ok(()) };
+    let mut frames: BTreeMap<u64, Vec<&Part>> = BTreeMap::new();
+    for part in parts {
+        frames.entry(part.frame).or_default().push(part);
+    }
+    let mut reader = PackReader::open(&repository.backup_dir(&manifest.id).join(&pack.name))?;
+    let what = format!("the pack \"{}\"", reader.path().display());
+    if reader.size()? != pack.bytes {
+        return Err(Error::damaged(what, format_args!("it has {} bytes instead of {}", reader.size()?, pack.bytes)));
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut expected = 0;
+    let mut content = Vec::new();
+    for (offset, parts) in frames {
+        let Some(first) = parts.first() else { continue };
+        if offset != expected {
+            return Err(Error::damaged(what, format_args!("the manifest names no frame at {expected}")));
+        }
+        let length = parts.iter().map(|part| part.skip as usize + part.bytes as usize).max().unwrap_or(0);
+        hasher.update(reader.frame(offset, first.frame_bytes, &mut content, length)?);
+        for part in &parts {
+            let begin = part.skip as usize;
+            let piece = content.get(begin..begin + part.bytes as usize).unwrap_or_default();
+            if blake3::hash(piece).to_hex().as_str() != part.blake3 {
+                return Err(Error::damaged(what, format_args!("a checksum in the frame at {offset} does not match")));
+            }
+        }
+        expected += u64::from(first.frame_bytes);
+        findings.read(u64::from(first.frame_bytes), progress);
+    }
+    if expected != pack.bytes || hasher.finalize().to_hex().as_str() != pack.blake3 {
+        return Err(Error::damaged(what, "its checksum does not match"));
+    }
+    Ok(())
+}
+
+fn fragments(
+    repository: &Repository,
+    needed: &BTreeMap<String, String>,
+    workers: usize,
+    findings: &Findings,
+    progress: &Progress,
+) -> Result<u64> {
+    let there = repository.fragments()?;
+    progress.phase_bytes("fragments", there.iter().map(|(_, bytes)| bytes).sum(), "verifying fragments");
+    each(&there, workers, |(hash, bytes)| {
+        let checked = repository.fragment_path(hash).and_then(|path| {
+            strata_fragment::verify_file(&path)
+                .map(drop)
+                .map_err(|error| Error::damaged(format_args!("\"{}\"", path.display()), error))
+        });
+        if let Err(error) = checked {
+            findings.add("fragment", hash, error.message);
+        }
+        findings.read(*bytes, progress);
+    });
+    let there: BTreeSet<&str> = there.iter().map(|(hash, _)| hash.as_str()).collect();
+    for (hash, by) in needed {
+        if !there.contains(hash.as_str()) {
+            findings.add("fragment", hash, format!("it is not in the repository, though {by} names it"));
+        }
+    }
+    Ok(there.len() as u64)
+}
