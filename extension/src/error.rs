@@ -1,8 +1,8 @@
 //! One table from what can go wrong in the extension to SQLSTATE, message, DETAIL and HINT.
 
 use crate::pg::qualified_name;
-use pgrx::pg_sys::{Oid, errcodes::PgSqlErrorCode as Code};
 use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::{Oid, errcodes::PgSqlErrorCode as Code};
 use strata_fragment::FragmentError;
 
 /// What can go wrong.
@@ -28,12 +28,8 @@ pub enum StrataError {
     DuplicateKey { constraint: String, detail: Option<String> },
     /// A unique index over rows that are not unique.
     CannotCreateUnique { index: String, detail: Option<String> },
-    /// The statement needs something that the warm access method cannot do.
-    Unsupported { what: String, hint: String },
     /// An argument names something unsuitable.
     WrongObject { message: String, hint: String },
-    /// A value that is out of range.
-    InvalidValue { message: String, hint: String },
     /// Privileges are missing.
     NotOwner { relid: Oid },
     /// The lock for the swap could not be had.
@@ -141,17 +137,10 @@ impl StrataError {
                 detail,
                 None,
             ),
-            Self::CannotCreateUnique { index, detail } => (
-                Code::ERRCODE_UNIQUE_VIOLATION,
-                format!("could not create unique index \"{index}\""),
-                detail,
-                None,
-            ),
-            Self::Unsupported { what, hint } => (Code::ERRCODE_FEATURE_NOT_SUPPORTED, what, None, Some(hint)),
-            Self::WrongObject { message, hint } => (Code::ERRCODE_WRONG_OBJECT_TYPE, message, None, Some(hint)),
-            Self::InvalidValue { message, hint } => {
-                (Code::ERRCODE_INVALID_PARAMETER_VALUE, message, None, Some(hint))
+            Self::CannotCreateUnique { index, detail } => {
+                (Code::ERRCODE_UNIQUE_VIOLATION, format!("could not create unique index \"{index}\""), detail, None)
             }
+            Self::WrongObject { message, hint } => (Code::ERRCODE_WRONG_OBJECT_TYPE, message, None, Some(hint)),
             Self::NotOwner { relid } => (
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("must be owner of table {}", qualified_name(relid)),

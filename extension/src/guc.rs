@@ -135,4 +135,6 @@ pub fn register() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    // SAFETY: a name that lives for ever.
+    unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"strata".as_ptr()) };
 }

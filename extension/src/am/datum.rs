@@ -40,9 +40,7 @@ pub fn kind_of(attr: &pg_sys::FormData_pg_attribute, plain_bytes: bool) -> (Kind
         (pg_sys::FLOAT4OID, ..) => (Kind::F32, PhysicalType::F32),
         (pg_sys::FLOAT8OID, ..) => (Kind::F64, PhysicalType::F64),
         (pg_sys::NUMERICOID, ..) if !plain_bytes => match numeric_typmod(attr) {
-            Some((precision, scale)) => {
-                (Kind::Numeric(scale), PhysicalType::Decimal { precision, scale: scale as i8 })
-            }
+            Some((precision, scale)) => (Kind::Numeric(scale), PhysicalType::Decimal { precision, scale: scale as i8 }),
             None => (Kind::Varlena, PhysicalType::Binary),
         },
         (pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID, ..) if utf8_database() => {

@@ -23,8 +23,7 @@ pub enum RowState {
 /// The latest state of a fragment row, without waiting.
 pub fn latest(relid: pg_sys::Oid, row_id: u64) -> RowState {
     let Some(oids) = catalog::oids() else { return RowState::Live };
-    let mut dirty =
-        pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
+    let mut dirty = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
     let mut state = RowState::Live;
     // SAFETY: the snapshot outlives the scan. HeapTupleSatisfiesDirty sets xmin for a writer that has not ended.
     unsafe {

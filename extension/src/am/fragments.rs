@@ -122,8 +122,6 @@ pub unsafe fn column_source(fragment: &Fragment, tupdesc: pg_sys::TupleDesc, i: 
 
 /// The fragments of one table, by first row id.
 pub struct TableFragments {
-    /// The table.
-    pub relid: Oid,
     filenode: Oid,
     /// Its fragments.
     pub list: Vec<TableFragment>,
@@ -152,7 +150,7 @@ pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
     let table = cached.unwrap_or_else(|| {
         let rows = catalog::fragments(relid, filenode);
         let list = rows.into_iter().map(|row| TableFragment { row, relid }).collect();
-        let table = Rc::new(TableFragments { relid, filenode, list });
+        let table = Rc::new(TableFragments { filenode, list });
         TABLES.with_borrow_mut(|t| t.insert(relid, table.clone()));
         table
     });

@@ -1,6 +1,6 @@
 //! Wiring: the callback table of `warm` is the heap's, with what must know fragments replaced.
 
-use super::{analyze, fetch, index, modify, scan, storage};
+use super::{analyze, bitmap, fetch, index, modify, scan, storage};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, FunctionCallInfo, Relation, TableAmRoutine};
 use std::sync::OnceLock;
@@ -55,8 +55,11 @@ fn routines() -> &'static Routines {
         warm.index_validate_scan = Some(index::index_validate_scan);
         warm.relation_toast_am = Some(storage::relation_toast_am);
         warm.relation_estimate_size = Some(analyze::relation_estimate_size);
-        warm.scan_bitmap_next_block = Some(scan::scan_bitmap_next_block);
-        warm.scan_bitmap_next_tuple = Some(scan::scan_bitmap_next_tuple);
+        #[cfg(not(feature = "pg18"))]
+        {
+            warm.scan_bitmap_next_block = Some(bitmap::scan_bitmap_next_block);
+        }
+        warm.scan_bitmap_next_tuple = Some(bitmap::scan_bitmap_next_tuple);
         warm.scan_sample_next_block = Some(scan::scan_sample_next_block);
         warm.scan_sample_next_tuple = Some(scan::scan_sample_next_tuple);
         Routines { warm, heap }

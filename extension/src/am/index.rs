@@ -133,8 +133,7 @@ pub unsafe fn for_each_row(
     // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
     unsafe {
         let Some(table) = fragments::of(rel) else { return };
-        let deleted =
-            if snapshot.is_null() { Default::default() } else { deletion::deleted((*rel).rd_id, snapshot) };
+        let deleted = if snapshot.is_null() { Default::default() } else { deletion::deleted((*rel).rd_id, snapshot) };
         let context = AllocSetContextCreateInternal(
             CurrentMemoryContext,
             c"strata fragment row".as_ptr(),
@@ -204,7 +203,17 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
         let delta = as_heap(rel, || {
             guarded(|| {
                 heap().index_build_range_scan.unwrap_unchecked()(
-                    rel, index, info, sync, any_visible, progress, start, blocks, callback, state, scan,
+                    rel,
+                    index,
+                    info,
+                    sync,
+                    any_visible,
+                    progress,
+                    start,
+                    blocks,
+                    callback,
+                    state,
+                    scan,
                 )
             })
         });
@@ -296,4 +305,3 @@ pub unsafe extern "C-unwind" fn index_delete_tuples(rel: Relation, state: *mut T
         guarded(|| heap().index_delete_tuples.unwrap_unchecked()(rel, state))
     }
 }
-

@@ -26,6 +26,7 @@
 //! * **Damage.** A fragment that is missing is asked of the agent; a damaged one is an ERROR XX001 that names it.
 
 pub mod analyze;
+pub mod bitmap;
 pub mod datum;
 pub mod deletion;
 pub mod fetch;

@@ -95,12 +95,11 @@ unsafe fn delta_crosscheck(rel: Relation, at: ItemPointer, crosscheck: Snapshot)
             return (crosscheck, None);
         }
         let (relid, file) = ((*rel).rd_id, compat::filenode(rel));
-        let crosscheck =
-            if !crosscheck.is_null() && deletion::visible_origin(relid, file, &*at, crosscheck).is_some() {
-                std::ptr::null_mut()
-            } else {
-                crosscheck
-            };
+        let crosscheck = if !crosscheck.is_null() && deletion::visible_origin(relid, file, &*at, crosscheck).is_some() {
+            std::ptr::null_mut()
+        } else {
+            crosscheck
+        };
         (crosscheck, deletion::visible_origin(relid, file, &*at, GetTransactionSnapshot()))
     }
 }
@@ -123,7 +122,16 @@ pub unsafe extern "C-unwind" fn tuple_update(
         let call = |at: ItemPointer, cid, crosscheck| {
             guarded(|| {
                 heap().tuple_update.unwrap_unchecked()(
-                    rel, at, slot, cid, snapshot, crosscheck, wait, tmfd, lockmode, update_indexes,
+                    rel,
+                    at,
+                    slot,
+                    cid,
+                    snapshot,
+                    crosscheck,
+                    wait,
+                    tmfd,
+                    lockmode,
+                    update_indexes,
                 )
             })
         };

@@ -138,12 +138,12 @@ unsafe fn wait(
                 pg_sys::XactLockTableWait(xid, rel, &mut at, pg_sys::XLTW_Oper::XLTW_Update);
             }
             LockWaitPolicy::LockWaitSkip => {
-                if !pg_sys::ConditionalXactLockTableWait(xid) {
+                if !compat::transaction_has_ended(xid) {
                     return None;
                 }
             }
             _ => {
-                if !pg_sys::ConditionalXactLockTableWait(xid) {
+                if !compat::transaction_has_ended(xid) {
                     StrataError::RowBusy { relid: (*rel).rd_id }.raise();
                 }
             }
@@ -215,7 +215,6 @@ pub fn has_transaction_snapshot() -> bool {
 pub fn reported_command(target: &Target, requested: pg_sys::CommandId, cmax: pg_sys::CommandId) -> pg_sys::CommandId {
     if !target.committed && target.cid != requested && cmax == target.cid { target.cid - 1 } else { cmax }
 }
-
 
 /// The command id with which an in-transaction promotion is visible to command `cid` itself.
 ///

@@ -212,9 +212,11 @@ fn wake(shared: &'static Shared) -> bool {
         let _ = w.database.compare_exchange(database, 0, Ordering::AcqRel, Ordering::Relaxed);
         return false;
     }
-    let free = shared.workers.iter().enumerate().find(|(_, w)| {
-        w.database.compare_exchange(0, database, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    });
+    let free = shared
+        .workers
+        .iter()
+        .enumerate()
+        .find(|(_, w)| w.database.compare_exchange(0, database, Ordering::AcqRel, Ordering::Relaxed).is_ok());
     let Some((i, w)) = free else { return false };
     w.latch.store(std::ptr::null_mut(), Ordering::Release);
     w.started.store(now(), Ordering::Release);
@@ -249,8 +251,7 @@ fn wait_latch(ms: i64) {
 
 impl Request {
     fn text(&self) -> String {
-        let bytes: Vec<u8> =
-            self.message.iter().map(|b| b.load(Ordering::Relaxed)).take_while(|b| *b != 0).collect();
+        let bytes: Vec<u8> = self.message.iter().map(|b| b.load(Ordering::Relaxed)).take_while(|b| *b != 0).collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -341,9 +342,7 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
 fn next(shared: &'static Shared, database: u32) -> Option<&'static Request> {
     shared.requests.iter().find(|r| {
         r.database.load(Ordering::Relaxed) == database
-            && r.state
-                .compare_exchange(state::REQUESTED, state::RUNNING, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+            && r.state.compare_exchange(state::REQUESTED, state::RUNNING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     })
 }
 
@@ -397,10 +396,7 @@ unsafe fn promote_one(relid: Oid, row_id: u64) -> Option<pg_sys::TransactionId> 
             return None;
         }
         // Index expressions run as the table's owner, as in any maintenance.
-        pg_sys::SetUserIdAndSecContext(
-            (*(*rel.0).rd_rel).relowner,
-            pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
-        );
+        pg_sys::SetUserIdAndSecContext((*(*rel.0).rd_rel).relowner, pg_sys::SECURITY_RESTRICTED_OPERATION as i32);
         let mut at = tid::from_row_id(row_id);
         pg_sys::LockTuple(rel.0, &mut at, pg_sys::ExclusiveLock as i32);
         let state = deletion::latest(relid, row_id);

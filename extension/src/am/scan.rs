@@ -1,4 +1,4 @@
-//! Sequential, bitmap and sample scans through the table-AM interface: delta rows from the heap, then fragment rows.
+//! Sequential and sample scans through the table-AM interface: delta rows from the heap, then fragment rows.
 //!
 //! The planner prefers `plan`'s WarmScan for reading whole tables; these callbacks serve everything else (COPY, CLUSTER,
 //! constraint checks, rewrites, cursors). A scan is a descriptor of our own around the heap's. The descriptor is plain C;
@@ -9,7 +9,7 @@
 use super::fragments::{self, ColumnSource, TableFragment, TableFragments};
 use super::handler::heap;
 use super::{datum, deletion, ssi};
-use crate::pg::{compat, guarded, tid};
+use crate::pg::guarded;
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -25,9 +25,8 @@ pub struct WarmScan {
     inner: TableScanDesc,
     rows: *mut FragmentRows,
     in_fragments: bool,
-    /// Next row of a virtual block in a bitmap or sample scan.
-    bitmap_index: i32,
-    bitmap_block: BlockNumber,
+    /// Where a bitmap scan is.
+    pub bitmap: super::bitmap::State,
     sample_block: i64,
     /// ANALYZE has emitted the fragment rows.
     pub analyzed: bool,
@@ -307,10 +306,9 @@ pub unsafe extern "C-unwind" fn scan_begin(
         let warm = palloc0(size_of::<WarmScan>()).cast::<WarmScan>();
         (*warm).base = *inner;
         (*warm).inner = inner;
-        (*warm).bitmap_index = -1;
+        (*warm).bitmap = super::bitmap::State::new();
         (*warm).sample_block = -1;
-        (*warm).rows =
-            PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(FragmentRows::default());
+        (*warm).rows = PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(FragmentRows::default());
         warm.cast()
     }
 }
@@ -323,6 +321,7 @@ pub unsafe extern "C-unwind" fn scan_end(scan: TableScanDesc) {
         let inner = inner(scan);
         (*inner).rs_flags |= (*warm).base.rs_flags & ScanOptions::SO_TEMP_SNAPSHOT;
         *(*warm).rows = FragmentRows::default();
+        (*warm).bitmap.end();
         guarded(|| heap().scan_end.unwrap_unchecked()(inner));
         pfree(warm.cast());
     }
@@ -347,7 +346,7 @@ pub unsafe extern "C-unwind" fn scan_rescan(
         let context = (*(*warm).rows).context;
         *(*warm).rows = FragmentRows { context, ..Default::default() };
         (*warm).in_fragments = false;
-        (*warm).bitmap_index = -1;
+        (*warm).bitmap.reset();
         (*warm).sample_block = -1;
     }
 }
@@ -406,7 +405,6 @@ unsafe extern "C-unwind" fn next_fragment_row(scan: TableScanDesc, slot: *mut Tu
     }
 }
 
-
 #[pg_guard]
 pub unsafe extern "C-unwind" fn parallelscan_estimate(rel: Relation) -> Size {
     // SAFETY: the arguments are core's.
@@ -429,62 +427,6 @@ pub unsafe extern "C-unwind" fn parallelscan_reinitialize(rel: Relation, shared:
     unsafe {
         guarded(|| heap().parallelscan_reinitialize.unwrap_unchecked()(rel, shared));
         shared.cast::<u8>().add(size_of::<ParallelBlockTableScanDescData>()).cast::<u64>().write(0);
-    }
-}
-
-#[cfg(not(feature = "pg18"))]
-#[pg_guard]
-pub unsafe extern "C-unwind" fn scan_bitmap_next_block(scan: TableScanDesc, found: *mut TBMIterateResult) -> bool {
-    // SAFETY: `scan` was made by scan_begin; `found` is the executor's.
-    unsafe {
-        let warm = scan.cast::<WarmScan>();
-        let block = (*found).blockno;
-        if block < tid::FIRST_VIRTUAL_BLOCK {
-            (*warm).bitmap_index = -1;
-            let inner = inner(scan);
-            return guarded(|| heap().scan_bitmap_next_block.unwrap_unchecked()(inner, found));
-        }
-        (*warm).bitmap_block = block;
-        (*warm).bitmap_index = 0;
-        true
-    }
-}
-
-#[cfg(not(feature = "pg18"))]
-#[pg_guard]
-pub unsafe extern "C-unwind" fn scan_bitmap_next_tuple(
-    scan: TableScanDesc,
-    found: *mut TBMIterateResult,
-    slot: *mut TupleTableSlot,
-) -> bool {
-    // SAFETY: `scan` was made by scan_begin; `found` is the executor's, with ntuples offsets if that is not negative.
-    unsafe {
-        let warm = scan.cast::<WarmScan>();
-        if (*warm).bitmap_index < 0 {
-            let inner = inner(scan);
-            return guarded(|| heap().scan_bitmap_next_tuple.unwrap_unchecked()(inner, found, slot));
-        }
-        loop {
-            let i = (*warm).bitmap_index;
-            let offset = if (*found).ntuples >= 0 {
-                if i >= (*found).ntuples {
-                    return false;
-                }
-                *(*found).offsets.as_ptr().add(i as usize)
-            } else {
-                if i as u64 >= tid::ROWS_PER_BLOCK {
-                    return false;
-                }
-                i as u16 + 1
-            };
-            (*warm).bitmap_index += 1;
-            let row_id = u64::from((*warm).bitmap_block - tid::FIRST_VIRTUAL_BLOCK) * tid::ROWS_PER_BLOCK
-                + u64::from(offset)
-                - 1;
-            if fragments::fetch_visible((*scan).rs_rd, row_id, (*scan).rs_snapshot, slot) {
-                return true;
-            }
-        }
     }
 }
 

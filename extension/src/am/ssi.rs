@@ -58,10 +58,8 @@ pub unsafe fn read_table(rel: pg_sys::Relation, snapshot: pg_sys::Snapshot) {
             return;
         }
         guarded(|| ext::PredicateLockRelation(rel, snapshot));
-        let mut own =
-            pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
-        let promoted: Vec<_> =
-            crate::pg::catalog::DeletionScan::new(&oids, (*rel).rd_id, None, &raw mut own).collect();
+        let mut own = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+        let promoted: Vec<_> = crate::pg::catalog::DeletionScan::new(&oids, (*rel).rd_id, None, &raw mut own).collect();
         for d in promoted {
             if d.own_command.is_none() && deletion::visible((*rel).rd_id, d.row_id, snapshot) {
                 conflict_out(rel, &d, snapshot);

@@ -11,8 +11,8 @@ use super::{handler, index};
 use crate::error::StrataError;
 use crate::pg::{ext, guarded, tid};
 use pgrx::pg_sys::*;
-use std::string::String;
 use std::cell::Cell;
+use std::string::String;
 
 thread_local! {
     static KNOWN_UNIQUE: Cell<bool> = const { Cell::new(false) };
@@ -146,9 +146,8 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let (mut values, mut nulls) = ([Datum::null(); INDEX_MAX_KEYS as usize], [false; INDEX_MAX_KEYS as usize]);
         let memory = maintenance_work_mem;
-        let sort = guarded(|| {
-            ext::tuplesort_begin_index_btree(rel, index, true, false, memory, std::ptr::null_mut(), 0)
-        });
+        let sort =
+            guarded(|| ext::tuplesort_begin_index_btree(rel, index, true, false, memory, std::ptr::null_mut(), 0));
         let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
         index::for_each_row(rel, &raw mut own, slot, |mut at| {
             FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
@@ -190,9 +189,7 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
 
 unsafe fn name_of(index: Relation) -> String {
     // SAFETY: `index` is open.
-    unsafe {
-        std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned()
-    }
+    unsafe { std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned() }
 }
 
 /// The key as btree's messages write it, if the user may see it.

@@ -32,7 +32,8 @@ thread_local! {
 pub fn invalidate(relid: Oid) {
     OIDS.with(|cell| {
         if let Some(o) = cell.get()
-            && (relid == Oid::INVALID || [o.fragment, o.fragment_relid, o.deletion, o.deletion_row, o.deletion_delta].contains(&relid))
+            && (relid == Oid::INVALID
+                || [o.fragment, o.fragment_relid, o.deletion, o.deletion_row, o.deletion_delta].contains(&relid))
         {
             cell.set(None);
         }
@@ -69,8 +70,6 @@ pub fn oids() -> Option<Oids> {
 /// A row of `strata.fragment`.
 #[derive(Clone, Debug)]
 pub struct FragmentRow {
-    /// `fragment_id`
-    pub fragment_id: i64,
     /// BLAKE3 of the file, hexadecimal.
     pub hash: String,
     /// Row id of the fragment's first row.
@@ -104,8 +103,7 @@ impl SysScan {
                 pg_sys::ScanKeyInit(key, *attnum, pg_sys::BTEqualStrategyNumber as u16, Oid::from(*proc_), *value);
             }
             let any = if snapshot.is_null() { null_mut() } else { &raw mut pg_sys::SnapshotAnyData };
-            let desc =
-                pg_sys::systable_beginscan(rel, index, true, any, keys.len() as i32, scankeys.as_mut_ptr());
+            let desc = pg_sys::systable_beginscan(rel, index, true, any, keys.len() as i32, scankeys.as_mut_ptr());
             Self { rel, desc, snapshot }
         }
     }
@@ -151,10 +149,7 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
     let mut rows = Vec::new();
     // SAFETY: the attribute numbers and types are those of sql/schema/20_tables.sql; the columns read are NOT NULL.
     unsafe {
-        let keys = [
-            (2, pg_sys::F_OIDEQ, Datum::from(relid)),
-            (3, pg_sys::F_OIDEQ, Datum::from(filenode)),
-        ];
+        let keys = [(2, pg_sys::F_OIDEQ, Datum::from(relid)), (3, pg_sys::F_OIDEQ, Datum::from(filenode))];
         let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &keys, null_mut());
         while let Some(tuple) = scan.next() {
             let mut values = [Datum::null(); 10];
@@ -162,7 +157,6 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
             pg_sys::heap_deform_tuple(tuple, scan.tupdesc(), values.as_mut_ptr(), nulls.as_mut_ptr());
             let text = pg_sys::text_to_cstring(values[3].cast_mut_ptr());
             rows.push(FragmentRow {
-                fragment_id: values[0].value() as i64,
                 hash: std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned(),
                 first_row_id: values[4].value() as u64,
                 row_count: values[5].value() as u64,
@@ -183,9 +177,7 @@ pub struct Deletion {
     pub filenode: Oid,
     /// The delta row that took its place.
     pub delta: pg_sys::ItemPointerData,
-    /// The transaction that wrote it.
-    pub xmin: pg_sys::TransactionId,
-    /// The command that wrote it, if `xmin` is the current transaction.
+    /// The command that wrote it, if the current transaction did.
     pub own_command: Option<pg_sys::CommandId>,
 }
 
@@ -198,10 +190,8 @@ impl DeletionScan {
     /// # Safety
     /// `snapshot` outlives the scan.
     pub unsafe fn new(oids: &Oids, relid: Oid, row_id: Option<u64>, snapshot: pg_sys::Snapshot) -> Self {
-        let keys = [
-            (1, pg_sys::F_OIDEQ, Datum::from(relid)),
-            (2, pg_sys::F_INT8EQ, Datum::from(row_id.unwrap_or(0) as i64)),
-        ];
+        let keys =
+            [(1, pg_sys::F_OIDEQ, Datum::from(relid)), (2, pg_sys::F_INT8EQ, Datum::from(row_id.unwrap_or(0) as i64))];
         let n = if row_id.is_some() { 2 } else { 1 };
         // SAFETY: index and keys fit the table.
         Self(unsafe { SysScan::new(oids.deletion, oids.deletion_row, &keys[..n], snapshot) })
@@ -243,7 +233,6 @@ impl Iterator for DeletionScan {
                 row_id: values[1].value() as u64,
                 filenode: Oid::from(values[2].value() as u32),
                 delta: *values[3].cast_mut_ptr::<pg_sys::ItemPointerData>(),
-                xmin,
                 own_command: own.then(|| pg_sys::HeapTupleHeaderGetCmin(header)),
             })
         }
@@ -264,8 +253,7 @@ pub fn insert_deletion(
     frozen: bool,
 ) {
     let mut tid = *delta;
-    let mut values =
-        [Datum::from(relid), Datum::from(row_id as i64), Datum::from(filenode), Datum::from(&raw mut tid)];
+    let mut values = [Datum::from(relid), Datum::from(row_id as i64), Datum::from(filenode), Datum::from(&raw mut tid)];
     let mut nulls = [false; 4];
     // SAFETY: values fit the table's columns; both indexes are plain btrees on columns of this tuple.
     unsafe {

@@ -56,9 +56,7 @@ pub unsafe fn heap_fetch_any(
     buffer: &mut pg_sys::Buffer,
 ) -> bool {
     // SAFETY: the caller's promise.
-    unsafe {
-        pg_sys::heap_fetch(rel, &raw mut pg_sys::SnapshotAnyData, tuple, buffer, false)
-    }
+    unsafe { pg_sys::heap_fetch(rel, &raw mut pg_sys::SnapshotAnyData, tuple, buffer, false) }
 }
 
 /// What `tuple_update` reports about the indexes.
@@ -248,5 +246,47 @@ pub unsafe fn portal_run(portal: pg_sys::Portal, receiver: *mut pg_sys::DestRece
         pg_sys::PortalRun(portal, all, true, true, receiver, receiver, none);
         #[cfg(feature = "pg18")]
         pg_sys::PortalRun(portal, all, true, receiver, receiver, none);
+    }
+}
+
+/// `index_beginscan` without order-by operators.
+///
+/// # Safety
+/// The relations are open, `snapshot` is valid.
+pub unsafe fn index_beginscan(
+    rel: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+    keys: i32,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return pg_sys::index_beginscan(rel, index, snapshot, keys, 0);
+        #[cfg(feature = "pg18")]
+        return pg_sys::index_beginscan(rel, index, snapshot, std::ptr::null_mut(), keys, 0);
+    }
+}
+
+/// Whether a collation sorts by bytes.
+pub fn is_c_collation(collation: pg_sys::Oid) -> bool {
+    if collation == pg_sys::Oid::from(pg_sys::C_COLLATION_OID.to_u32()) {
+        return true;
+    }
+    // SAFETY: a cache look-up.
+    #[cfg(not(feature = "pg18"))]
+    return collation != pg_sys::Oid::INVALID && unsafe { super::guarded(|| super::ext::lc_collate_is_c(collation)) };
+    #[cfg(feature = "pg18")]
+    return false;
+}
+
+/// Whether a transaction has ended, without waiting (`ConditionalXactLockTableWait`).
+pub fn transaction_has_ended(xid: pg_sys::TransactionId) -> bool {
+    // SAFETY: a lock-manager call on a transaction id.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return pg_sys::ConditionalXactLockTableWait(xid);
+        #[cfg(feature = "pg18")]
+        return pg_sys::ConditionalXactLockTableWait(xid, false);
     }
 }

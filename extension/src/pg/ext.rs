@@ -78,7 +78,17 @@ unsafe extern "C-unwind" {
     /// `tuplesort.c`
     pub fn tuplesort_end(state: *mut c_void);
     /// `datum.c`
+    pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
+    /// `datum.c`
+    pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
+    /// `datum.c`
     pub fn datumIsEqual(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
+    /// `pg_locale.c`
+    #[cfg(not(feature = "pg18"))]
+    pub fn lc_collate_is_c(collation: Oid) -> bool;
+    /// `pqsignal.c`
+    #[cfg_attr(feature = "pg18", link_name = "pqsignal_be")]
+    pub fn pqsignal(signal: c_int, handler: Option<unsafe extern "C-unwind" fn(c_int)>) -> *mut c_void;
     /// `postgres.c`
     pub fn die(signal: c_int);
 }

@@ -36,7 +36,7 @@ pub fn row_id(tid: &ItemPointerData) -> Option<u64> {
     if block < FIRST_VIRTUAL_BLOCK || block == pg_sys::InvalidBlockNumber {
         return None;
     }
-    Some(u64::from(block - FIRST_VIRTUAL_BLOCK) * ROWS_PER_BLOCK + u64::from(tid.ip_posid) - 1)
+    Some(row_at(block, tid.ip_posid))
 }
 
 /// [`row_id`] for the pointer that a callback got.
@@ -47,4 +47,10 @@ pub fn row_id(tid: &ItemPointerData) -> Option<u64> {
 pub unsafe fn row_id_at(tid: pg_sys::ItemPointer) -> Option<u64> {
     // SAFETY: the caller's promise.
     row_id(unsafe { &*tid })
+}
+
+/// The row id of an offset in a virtual block.
+#[inline]
+pub fn row_at(block: u32, offset: u16) -> u64 {
+    u64::from(block - FIRST_VIRTUAL_BLOCK) * ROWS_PER_BLOCK + u64::from(offset) - 1
 }

@@ -30,9 +30,9 @@ use crate::guc;
 use crate::pg::catalog::{self};
 use crate::pg::{OpenRelation, compat, ext, failpoint, guarded};
 use pgrx::pg_sys::*;
-use std::string::String;
 use roaring::RoaringBitmap;
 use std::collections::HashMap;
+use std::string::String;
 
 /// How long a move waits for older snapshots.
 const HORIZON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
@@ -81,10 +81,7 @@ fn check(relid: Oid) {
         let name = crate::pg::qualified_name(relid);
         let kind = get_rel_relkind(relid) as u8;
         if kind == RELKIND_PARTITIONED_TABLE {
-            wrong(
-                format!("table {name} is partitioned"),
-                "Move its partitions, or let strata.manage() do it.",
-            );
+            wrong(format!("table {name} is partitioned"), "Move its partitions, or let strata.manage() do it.");
         }
         if kind != RELKIND_RELATION {
             wrong(format!("{name} is not a table"), "Only ordinary tables and partitions can be moved.");
@@ -96,7 +93,10 @@ fn check(relid: Oid) {
             wrong(format!("{name} is a system catalog"), "Only ordinary tables and partitions can be moved.");
         }
         if get_rel_namespace(relid) == get_namespace_oid(c"strata".as_ptr(), true) {
-            wrong(format!("{name} is a table of Strata's catalog"), "Only ordinary tables and partitions can be moved.");
+            wrong(
+                format!("{name} is a table of Strata's catalog"),
+                "Only ordinary tables and partitions can be moved.",
+            );
         }
         if get_rel_persistence(relid) as u8 != RELPERSISTENCE_PERMANENT {
             wrong(
@@ -196,8 +196,7 @@ unsafe fn wait_for_horizon(rel: Relation) -> TransactionId {
 unsafe fn read(rel: Relation, block: BlockNumber, strategy: BufferAccessStrategy) -> Buffer {
     // SAFETY: `block` is below the relation's length.
     unsafe {
-        let buffer =
-            ReadBufferExtended(rel, ForkNumber::MAIN_FORKNUM, block, ReadBufferMode::RBM_NORMAL, strategy);
+        let buffer = ReadBufferExtended(rel, ForkNumber::MAIN_FORKNUM, block, ReadBufferMode::RBM_NORMAL, strategy);
         LockBuffer(buffer, BUFFER_LOCK_SHARE as i32);
         buffer
     }
@@ -320,8 +319,7 @@ unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> 
         let form = &*(*old).rd_rel;
         let blocks = RelationGetNumberOfBlocksInFork(old, ForkNumber::MAIN_FORKNUM);
         let oldest_xmin = GetOldestNonRemovableTransactionId(old);
-        let state =
-            guarded(|| ext::begin_heap_rewrite(old, new, oldest_xmin, form.relfrozenxid, form.relminmxid));
+        let state = guarded(|| ext::begin_heap_rewrite(old, new, oldest_xmin, form.relfrozenxid, form.relminmxid));
         let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
         let mut changed = RoaringBitmap::new();
         let mut still_there: HashMap<u64, ()> = HashMap::new();
@@ -381,15 +379,7 @@ fn mark_gone(relid: Oid, filenode: Oid, copied: &Copied, gone: &[u64]) {
     for f in &copied.finished {
         for (i, t) in f.tags.iter().enumerate() {
             if gone.contains(t) {
-                catalog::insert_deletion(
-                    &oids,
-                    relid,
-                    f.row.first_row_id + i as u64,
-                    filenode,
-                    &nowhere,
-                    cid,
-                    true,
-                );
+                catalog::insert_deletion(&oids, relid, f.row.first_row_id + i as u64, filenode, &nowhere, cid, true);
             }
         }
     }

@@ -29,14 +29,8 @@ fn databases() -> Vec<pg_sys::Oid> {
         pg_sys::StartTransactionCommand();
         let mut oids = Vec::new();
         let rel = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
-        let scan = pg_sys::systable_beginscan(
-            rel,
-            pg_sys::Oid::INVALID,
-            false,
-            std::ptr::null_mut(),
-            0,
-            std::ptr::null_mut(),
-        );
+        let scan =
+            pg_sys::systable_beginscan(rel, pg_sys::Oid::INVALID, false, std::ptr::null_mut(), 0, std::ptr::null_mut());
         loop {
             let tuple = pg_sys::systable_getnext(scan);
             if tuple.is_null() {
@@ -103,7 +97,7 @@ pub extern "C-unwind" fn strata_policies_main(arg: pg_sys::Datum) {
     let database = pg_sys::Oid::from(arg.value() as u32);
     // SAFETY: a background worker's start, then commands of its own; SIGTERM ends a running one.
     unsafe {
-        pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(crate::pg::ext::die));
+        crate::pg::ext::pqsignal(libc::SIGTERM, Some(crate::pg::ext::die));
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::Oid::INVALID, 0);
         pg_sys::SetCurrentStatementStartTimestamp();

@@ -175,7 +175,6 @@ impl FragmentWriter {
         let tags = std::mem::take(&mut self.tags);
         self.finished.push(Finished {
             row: FragmentRow {
-                fragment_id: 0,
                 hash: written.hash,
                 first_row_id: 0,
                 row_count: written.rows,
@@ -253,13 +252,5 @@ pub unsafe fn fold_new_file(rel: Relation, table: Oid) {
 /// A memory context for what one row needs (detoasted values).
 pub fn row_context() -> MemoryContext {
     // SAFETY: a child of the current context.
-    unsafe {
-        AllocSetContextCreateInternal(
-            CurrentMemoryContext,
-            c"strata row".as_ptr(),
-            0,
-            8 * 1024,
-            8 * 1024 * 1024,
-        )
-    }
+    unsafe { AllocSetContextCreateInternal(CurrentMemoryContext, c"strata row".as_ptr(), 0, 8 * 1024, 8 * 1024 * 1024) }
 }
