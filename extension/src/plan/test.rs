@@ -45,7 +45,7 @@ pub fn float_key(v: f64) -> i64 {
     }
     // Adding zero makes minus zero plus zero.
     let bits = (v + 0.0).to_bits() as i64;
-    if bits < 0 { i64::MIN.wrapping_sub(bits).wrapping_sub(1) } else { bits }
+    if bits < 0 { i64::MIN.wrapping_sub(bits) } else { bits }
 }
 
 /// The integer by which a value is compared.
@@ -77,8 +77,8 @@ impl Test {
     fn holds_bytes(&self, bytes: &[u8]) -> bool {
         match self {
             Self::Bytes { lo, hi, negate } => {
-                let above = lo.as_ref().is_none_or(|(b, with)| if *with { bytes >= b } else { bytes > b });
-                let below = hi.as_ref().is_none_or(|(b, with)| if *with { bytes <= b } else { bytes < b });
+                let above = lo.as_ref().is_none_or(|(b, with)| if *with { bytes >= b.as_slice() } else { bytes > b.as_slice() });
+                let below = hi.as_ref().is_none_or(|(b, with)| if *with { bytes <= b.as_slice() } else { bytes < b.as_slice() });
                 (above && below) != *negate
             }
             Self::AmongBytes(set) => set.contains(bytes),

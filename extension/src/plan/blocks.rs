@@ -1,0 +1,488 @@
+//! The fragments of a scan, block by block: pruned, filtered, and decoded no further than asked.
+//!
+//! A block is handed out as a [`Batch`]: which of its rows are left after the deletion vector and the tests, and its
+//! columns on demand. Blocks come from a counter (fragment in the upper half, block in the lower), which in a parallel scan
+//! is shared; so a fragment is opened only by those who look at its blocks, and pruned fragments are skipped once for all.
+
+use super::clause::Leaf;
+use super::test::{Test, Verdict};
+use crate::am::datum;
+use crate::am::fragments::{ColumnSource, TableFragments};
+use pgrx::pg_sys;
+use roaring::RoaringTreemap;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use strata_fragment::{Column, ColumnData, Dictionary, Fragment, PhysicalType, Value, Zone};
+
+/// What a scan did, for EXPLAIN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Fragments that zone maps excluded.
+    pub fragments_pruned: u64,
+    /// Fragments that were read.
+    pub fragments_read: u64,
+    /// Blocks that zone maps excluded, those of pruned fragments included.
+    pub blocks_pruned: u64,
+    /// Blocks that were read.
+    pub blocks_read: u64,
+    /// Fragment rows that the tests removed from blocks that were read.
+    pub rows_filtered: u64,
+    /// Fragment rows that came through.
+    pub rows: u64,
+    /// Rows of the delta store that were looked at.
+    pub delta_rows: u64,
+}
+
+impl Stats {
+    /// Adds another's numbers.
+    pub fn add(&mut self, other: &Self) {
+        self.fragments_pruned += other.fragments_pruned;
+        self.fragments_read += other.fragments_read;
+        self.blocks_pruned += other.blocks_pruned;
+        self.blocks_read += other.blocks_read;
+        self.rows_filtered += other.rows_filtered;
+        self.rows += other.rows;
+        self.delta_rows += other.delta_rows;
+    }
+}
+
+/// A fragment that is being read.
+pub struct OpenFragment {
+    number: usize,
+    /// The file.
+    pub file: Rc<Fragment>,
+    /// Where the table's attributes are.
+    pub sources: Vec<ColumnSource>,
+    first_row_id: u64,
+    tests: Vec<(Place, Test)>,
+    /// A test could not be put to this fragment's columns: the rows must be checked against all clauses.
+    recheck: bool,
+    pruned: bool,
+    /// Columns whose first chunk was no dictionary.
+    plain: RefCell<Vec<bool>>,
+}
+
+/// Where a test is made.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    attribute: usize,
+    column: usize,
+}
+
+/// Which rows of a block are left.
+#[derive(Clone, Debug)]
+pub enum Selection {
+    /// All of them.
+    All(u32),
+    /// These, ascending.
+    Rows(Vec<u32>),
+}
+
+impl Selection {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::All(n) => *n as usize,
+            Self::Rows(rows) => rows.len(),
+        }
+    }
+
+    /// The row at a position of the selection.
+    #[inline]
+    pub fn row(&self, i: usize) -> usize {
+        match self {
+            Self::All(_) => i,
+            Self::Rows(rows) => rows[i] as usize,
+        }
+    }
+}
+
+/// The rows of one block that a scan is interested in.
+pub struct Batch {
+    /// The fragment.
+    pub fragment: Rc<OpenFragment>,
+    /// The block's number in it.
+    pub block: usize,
+    /// Row id of the block's first row.
+    pub first_row_id: u64,
+    /// The number of rows in the block.
+    pub rows: u32,
+    /// The rows that are left.
+    pub selection: Selection,
+    /// The rows must be checked against all clauses.
+    pub recheck: bool,
+    columns: Vec<Option<Rc<Column>>>,
+    dictionaries: Vec<Option<Option<Rc<Dictionary>>>>,
+}
+
+/// A scan over the fragments of one table.
+pub struct BlockScan {
+    table: Rc<TableFragments>,
+    tupdesc: pg_sys::TupleDesc,
+    deleted: RoaringTreemap,
+    tests: Vec<(Leaf, Test)>,
+    own: AtomicU64,
+    shared: Option<*const AtomicU64>,
+    current: Option<Rc<OpenFragment>>,
+    /// What was done.
+    pub stats: Stats,
+}
+
+impl BlockScan {
+    /// A scan of the rows that satisfy all `tests` and are not in `deleted`. Who shares the counter shares the work.
+    pub fn new(
+        table: Rc<TableFragments>,
+        tupdesc: pg_sys::TupleDesc,
+        deleted: RoaringTreemap,
+        tests: Vec<(Leaf, Test)>,
+        shared: Option<*const AtomicU64>,
+    ) -> Self {
+        Self { table, tupdesc, deleted, tests, own: AtomicU64::new(0), shared, current: None, stats: Stats::default() }
+    }
+
+    fn counter(&self) -> &AtomicU64 {
+        match self.shared {
+            // SAFETY: the counter is in the dynamic shared memory of the parallel scan, which outlives it.
+            Some(shared) => unsafe { &*shared },
+            None => &self.own,
+        }
+    }
+
+    /// The next block with rows in it.
+    pub fn next(&mut self) -> Option<Batch> {
+        if self.tests.iter().any(|(_, t)| *t == Test::Never) {
+            return None;
+        }
+        loop {
+            let at = self.counter().load(Ordering::Relaxed);
+            let (number, block) = ((at >> 32) as usize, (at & u64::from(u32::MAX)) as usize);
+            if number >= self.table.list.len() {
+                return None;
+            }
+            pgrx::check_for_interrupts!();
+            let fragment = self.open(number);
+            let blocks = fragment.file.blocks().len();
+            let done = fragment.pruned || block >= blocks;
+            let next = if done { ((number + 1) as u64) << 32 } else { at + 1 };
+            if self.counter().compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            if done {
+                if fragment.pruned {
+                    self.stats.fragments_pruned += 1;
+                    self.stats.blocks_pruned += blocks as u64;
+                } else {
+                    self.stats.fragments_read += 1;
+                }
+                continue;
+            }
+            if let Some(batch) = self.block(fragment, block) {
+                self.stats.rows += batch.selection.len() as u64;
+                return Some(batch);
+            }
+        }
+    }
+
+    fn open(&mut self, number: usize) -> Rc<OpenFragment> {
+        if let Some(current) = self.current.as_ref().filter(|c| c.number == number) {
+            return Rc::clone(current);
+        }
+        let tf = &self.table.list[number];
+        let file = tf.open();
+        // SAFETY: the descriptor is the table's.
+        let sources = unsafe { tf.columns(&file, self.tupdesc) };
+        let mut open = OpenFragment {
+            number,
+            first_row_id: tf.row.first_row_id,
+            tests: Vec::with_capacity(self.tests.len()),
+            recheck: false,
+            pruned: false,
+            plain: RefCell::new(vec![false; sources.len()]),
+            file,
+            sources,
+        };
+        for (leaf, test) in &self.tests {
+            match bind(leaf, test, &open.file, &open.sources) {
+                Bound::Column(place) => {
+                    open.pruned |= test.verdict(open.file.fragment_zone(place.column)) == Verdict::None;
+                    open.tests.push((place, test.clone()));
+                }
+                Bound::Constant(holds) => open.pruned |= !holds,
+                Bound::Unknown => open.recheck = true,
+            }
+        }
+        let open = Rc::new(open);
+        self.current = Some(Rc::clone(&open));
+        open
+    }
+
+    /// The rows of a block that are left; None: none.
+    fn block(&mut self, fragment: Rc<OpenFragment>, block: usize) -> Option<Batch> {
+        let info = fragment.file.blocks()[block];
+        let first_row_id = fragment.first_row_id + info.first_row;
+        let mut open_tests: Vec<(Place, Test)> = Vec::new();
+        for (place, test) in &fragment.tests {
+            match test.verdict(fragment.file.zone(block, place.column)) {
+                Verdict::None => {
+                    self.stats.blocks_pruned += 1;
+                    return None;
+                }
+                Verdict::All => {}
+                Verdict::Some => open_tests.push((*place, test.clone())),
+            }
+        }
+        self.stats.blocks_read += 1;
+        let mut mask: Option<Vec<bool>> = None;
+        let end = first_row_id + u64::from(info.rows);
+        if self.deleted.range_cardinality(first_row_id..end) > 0 {
+            let mask = mask.get_or_insert_with(|| vec![true; info.rows as usize]);
+            let mut deleted = self.deleted.iter();
+            deleted.advance_to(first_row_id);
+            for row_id in deleted.take_while(|row_id| *row_id < end) {
+                mask[(row_id - first_row_id) as usize] = false;
+            }
+        }
+        let attributes = fragment.sources.len();
+        let mut batch = Batch {
+            recheck: fragment.recheck,
+            fragment,
+            block,
+            first_row_id,
+            rows: info.rows,
+            selection: Selection::All(info.rows),
+            columns: vec![None; attributes],
+            dictionaries: vec![None; attributes],
+        };
+        let live = mask.as_ref().map_or(info.rows as usize, |m| m.iter().filter(|x| **x).count());
+        for (place, test) in &open_tests {
+            let mask = mask.get_or_insert_with(|| vec![true; info.rows as usize]);
+            match batch.dictionary(&self.table, place.attribute) {
+                Some(dictionary) => test.filter_codes(&dictionary, mask),
+                None => test.filter(&*batch.column(&self.table, self.tupdesc, place.attribute), mask),
+            }
+            if !mask.contains(&true) {
+                break;
+            }
+        }
+        if let Some(mask) = mask {
+            let rows: Vec<u32> = (0u32..).zip(&mask).filter(|(_, keep)| **keep).map(|(i, _)| i).collect();
+            self.stats.rows_filtered += (live - rows.len()) as u64;
+            if rows.is_empty() {
+                return None;
+            }
+            if rows.len() < mask.len() {
+                batch.selection = Selection::Rows(rows);
+            }
+        }
+        Some(batch)
+    }
+
+    /// The decoded column of an attribute.
+    pub fn column(&self, batch: &mut Batch, attribute: usize) -> Rc<Column> {
+        batch.column(&self.table, self.tupdesc, attribute)
+    }
+
+    /// A column of bytes as codes into its distinct values, if it is kept like that.
+    pub fn dictionary(&self, batch: &mut Batch, attribute: usize) -> Option<Rc<Dictionary>> {
+        batch.dictionary(&self.table, attribute)
+    }
+
+    /// One value.
+    pub fn value(&self, batch: &Batch, column: usize, row: usize) -> Value {
+        let tf = &self.table.list[batch.fragment.number];
+        tf.check(batch.fragment.file.value(batch.block, column, row as u32))
+    }
+
+    /// Whether the column of an attribute is decoded already.
+    pub fn is_decoded(&self, batch: &Batch, attribute: usize) -> bool {
+        batch.columns[attribute].is_some()
+    }
+}
+
+impl Batch {
+    fn dictionary(&mut self, table: &TableFragments, attribute: usize) -> Option<Rc<Dictionary>> {
+        if let Some(known) = &self.dictionaries[attribute] {
+            return known.clone();
+        }
+        let ColumnSource::Column(column, _) = self.fragment.sources[attribute] else { return None };
+        let bytes = self.fragment.file.schema().columns[column].ty.is_bytes();
+        if !bytes || self.fragment.plain.borrow()[attribute] || self.columns[attribute].is_some() {
+            return None;
+        }
+        let tf = &table.list[self.fragment.number];
+        let found = tf.check(self.fragment.file.read_dictionary(self.block, column)).map(Rc::new);
+        if found.is_none() {
+            self.fragment.plain.borrow_mut()[attribute] = true;
+        }
+        self.dictionaries[attribute] = Some(found.clone());
+        found
+    }
+
+    fn column(&mut self, table: &TableFragments, tupdesc: pg_sys::TupleDesc, attribute: usize) -> Rc<Column> {
+        if let Some(column) = &self.columns[attribute] {
+            return Rc::clone(column);
+        }
+        let column = Rc::new(match self.fragment.sources[attribute] {
+            ColumnSource::Column(c, _) => {
+                table.list[self.fragment.number].check(self.fragment.file.read(self.block, c))
+            }
+            ColumnSource::Missing(datum, is_null) => missing(tupdesc, attribute, datum, is_null, self.rows as usize),
+        });
+        self.columns[attribute] = Some(Rc::clone(&column));
+        column
+    }
+
+    /// The zone map of an attribute in this block, if the fragment has the attribute.
+    pub fn zone(&self, attribute: usize) -> Option<&Zone> {
+        match self.fragment.sources[attribute] {
+            ColumnSource::Column(c, _) => Some(self.fragment.file.zone(self.block, c)),
+            ColumnSource::Missing(..) => None,
+        }
+    }
+}
+
+/// A column that the fragment does not have: one value for all rows.
+fn missing(
+    tupdesc: pg_sys::TupleDesc,
+    attribute: usize,
+    value: pg_sys::Datum,
+    is_null: bool,
+    rows: usize,
+) -> Column {
+    // SAFETY: the attribute is one of the descriptor's, and the datum is of its type.
+    let (ty, value) = unsafe {
+        let attr = crate::pg::compat::attribute(tupdesc, attribute);
+        let (kind, ty) = datum::kind_of(attr, false);
+        let value = if is_null {
+            Value::Null
+        } else {
+            // A numeric that is no whole number of the column's scale (NaN) stays as its bytes.
+            datum::value(kind, value).unwrap_or_else(|| Value::Bytes(datum::varlena_bytes(value).to_vec()))
+        };
+        (ty, value)
+    };
+    let data = match &value {
+        Value::Bool(v) => ColumnData::Bool(vec![*v; rows]),
+        Value::I16(v) => ColumnData::I16(vec![*v; rows]),
+        Value::I32(v) => ColumnData::I32(vec![*v; rows]),
+        Value::I64(v) => ColumnData::I64(vec![*v; rows]),
+        Value::F32(v) => ColumnData::F32(vec![*v; rows]),
+        Value::F64(v) => ColumnData::F64(vec![*v; rows]),
+        Value::I128(v) => ColumnData::I128(vec![*v; rows]),
+        Value::Bytes(v) => ColumnData::Bytes {
+            offsets: (0..=rows).map(|i| (i * v.len()) as u32).collect(),
+            data: v.repeat(rows),
+        },
+        Value::Null => empty(ty, rows),
+    };
+    Column { data, nulls: value.is_null().then(|| vec![true; rows]) }
+}
+
+/// Rows without a value.
+fn empty(ty: PhysicalType, rows: usize) -> ColumnData {
+    match ty {
+        PhysicalType::Bool => ColumnData::Bool(vec![false; rows]),
+        PhysicalType::I16 => ColumnData::I16(vec![0; rows]),
+        PhysicalType::I32 => ColumnData::I32(vec![0; rows]),
+        PhysicalType::I64 => ColumnData::I64(vec![0; rows]),
+        PhysicalType::F32 => ColumnData::F32(vec![0.0; rows]),
+        PhysicalType::F64 => ColumnData::F64(vec![0.0; rows]),
+        PhysicalType::Decimal { .. } => ColumnData::I128(vec![0; rows]),
+        PhysicalType::Utf8 | PhysicalType::Binary | PhysicalType::Fixed(_) => {
+            ColumnData::Bytes { offsets: vec![0; rows + 1], data: Vec::new() }
+        }
+    }
+}
+
+/// How a test is put to a fragment.
+enum Bound {
+    Column(Place),
+    /// The fragment was written without the column: the same for all rows.
+    Constant(bool),
+    /// The column is kept in another way than the test is made for.
+    Unknown,
+}
+
+fn bind(leaf: &Leaf, test: &Test, file: &Fragment, sources: &[ColumnSource]) -> Bound {
+    let attribute = leaf.attnum as usize - 1;
+    let any_kind = matches!(test, Test::Null(_));
+    match sources.get(attribute) {
+        Some(ColumnSource::Column(column, kind)) => {
+            let decimal = match (kind, file.schema().columns[*column].ty) {
+                (datum::Kind::Numeric(s), PhysicalType::Decimal { scale, .. }) => i32::from(*s) == i32::from(scale),
+                (_, PhysicalType::Decimal { .. }) => false,
+                _ => true,
+            };
+            if any_kind || (*kind == leaf.kind && decimal) {
+                Bound::Column(Place { attribute, column: *column })
+            } else {
+                Bound::Unknown
+            }
+        }
+        Some(ColumnSource::Missing(_, true)) => Bound::Constant(test.holds(&Value::Null)),
+        Some(ColumnSource::Missing(value, false)) => {
+            // SAFETY: the datum is of the attribute's type, from which the leaf's kind was made.
+            match unsafe { datum::value(leaf.kind, *value) } {
+                Some(value) => Bound::Constant(test.holds(&value)),
+                None => Bound::Unknown,
+            }
+        }
+        None => Bound::Unknown,
+    }
+}
+
+/// How much of a table the tests leave: fragments and blocks in all, and those that zone maps do not exclude. Only
+/// fragments whose files are here are looked at; `local` says which.
+pub fn estimate(
+    table: &TableFragments,
+    tupdesc: pg_sys::TupleDesc,
+    tests: &[(Leaf, Test)],
+    local: impl Fn(&crate::am::fragments::TableFragment) -> bool,
+) -> Estimate {
+    let kept = Cell::new(0u64);
+    let mut estimate = Estimate::default();
+    for tf in &table.list {
+        estimate.rows += tf.row.row_count;
+        if tests.is_empty() || !local(tf) {
+            kept.set(kept.get() + tf.row.row_count);
+            estimate.bytes += tf.row.bytes;
+            continue;
+        }
+        let file = tf.open();
+        // SAFETY: the descriptor is the table's.
+        let sources = unsafe { tf.columns(&file, tupdesc) };
+        let bound: Vec<(Bound, &Test)> = tests.iter().map(|(l, t)| (bind(l, t, &file, &sources), t)).collect();
+        let excluded = |zone: &dyn Fn(usize) -> Zone| {
+            bound.iter().any(|(b, t)| match b {
+                Bound::Column(p) => t.verdict(&zone(p.column)) == Verdict::None,
+                Bound::Constant(holds) => !holds,
+                Bound::Unknown => false,
+            })
+        };
+        if tests.iter().any(|(_, t)| *t == Test::Never) || excluded(&|c| file.fragment_zone(c).clone()) {
+            continue;
+        }
+        let mut rows = 0;
+        for (b, info) in file.blocks().iter().enumerate() {
+            if !excluded(&|c| file.zone(b, c).clone()) {
+                rows += u64::from(info.rows);
+            }
+        }
+        kept.set(kept.get() + rows);
+        estimate.bytes += tf.row.bytes * rows / tf.row.row_count.max(1);
+    }
+    estimate.kept = kept.get();
+    estimate
+}
+
+/// What [`estimate`] found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Estimate {
+    /// Rows of all fragments.
+    pub rows: u64,
+    /// Rows of the blocks that must be read.
+    pub kept: u64,
+    /// Their share of the files' bytes.
+    pub bytes: u64,
+}
