@@ -80,8 +80,6 @@ unsafe extern "C-unwind" {
     /// `datum.c`
     pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
     /// `datum.c`
-    pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
-    /// `datum.c`
     pub fn datumIsEqual(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
     /// `pg_locale.c`
     #[cfg(not(feature = "pg18"))]

@@ -1,7 +1,7 @@
 //! The background workers that run the policies.
 //!
 //! A launcher, started with the server, starts a worker for one database after the other every `strata.policy_interval`. The
-//! worker calls `strata.run_policies()` if the extension is there, and ends. A run that is still busy is not doubled:
+//! worker calls `strata.run_policies()` and `strata.sweep()` if the extension is there, and ends. A run that is still busy is not doubled:
 //! `run_policies` takes an advisory lock.
 
 use crate::guc;
@@ -107,12 +107,13 @@ pub extern "C-unwind" fn strata_policies_main(arg: pg_sys::Datum) {
         if !installed {
             return;
         }
-        run_top_level(c"CALL strata.run_policies()");
+        run_top_level(c"CALL strata.run_policies()", pg_sys::CommandTag::CMDTAG_CALL);
+        run_top_level(c"SELECT strata.sweep()", pg_sys::CommandTag::CMDTAG_SELECT);
     }
 }
 
 /// Runs a statement as a client's would be: a procedure that commits needs a portal of its own, which SPI does not give.
-unsafe fn run_top_level(sql: &std::ffi::CStr) {
+unsafe fn run_top_level(sql: &std::ffi::CStr, tag: pg_sys::CommandTag::Type) {
     // SAFETY: the steps of exec_simple_query in postgres.c, with a context that outlives the transactions in between.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
@@ -143,7 +144,7 @@ unsafe fn run_top_level(sql: &std::ffi::CStr) {
             portal,
             std::ptr::null(),
             sql.as_ptr(),
-            pg_sys::CommandTag::CMDTAG_CALL,
+            tag,
             plans,
             std::ptr::null_mut(),
         );
