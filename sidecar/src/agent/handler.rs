@@ -88,6 +88,7 @@ impl AgentHandler {
             full,
             start: true,
             keep_serving: false,
+            allow_tablespaces: false,
             tablespaces: Vec::new(),
             jobs: None,
         };

@@ -133,7 +133,7 @@ impl Job {
             session
                 .execute(
                     "UPDATE strata.job SET state = $2, result = $3, error = $4, finished_at = clock_timestamp(), \
-                         done = CASE WHEN $2 = 'done' THEN coalesce(total, done) ELSE done END WHERE job_id = $1",
+                         phase = CASE WHEN $2 = 'done' THEN NULL ELSE phase END, done = CASE WHEN $2 = 'done' THEN coalesce(total, done) ELSE done END WHERE job_id = $1",
                     &[&self.id, &state.as_str(), &result, &error],
                 )
                 .await?;

@@ -110,8 +110,26 @@ struct ZoneView {
 
 impl From<&Zone> for ZoneView {
     fn from(zone: &Zone) -> Self {
-        let text = |value: &strata_fragment::Value| shorten(&format!("{value:?}"));
+        let text = |value: &strata_fragment::Value| shorten(&value_text(value));
         Self { min: zone.min.as_ref().map(text), max: zone.max.as_ref().map(text), nulls: zone.null_count }
+    }
+}
+
+/// A bound as text: numbers as numbers, bytes as text when they are text.
+fn value_text(value: &strata_fragment::Value) -> String {
+    match value {
+        strata_fragment::Value::Bytes(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => format!("{text:?}"),
+            Err(_) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        },
+        other => {
+            // The name of the physical type is in the column's row already.
+            let text = format!("{other:?}");
+            match text.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')) {
+                Some(inner) => inner.to_owned(),
+                None => text,
+            }
+        }
     }
 }
 

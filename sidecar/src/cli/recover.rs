@@ -39,6 +39,9 @@ pub struct Args {
     /// Put a tablespace elsewhere; by default into INTO.tablespaces/OID
     #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = mapping)]
     tablespaces: Vec<(String, PathBuf)>,
+    /// Go on when the WAL creates a tablespace: replay empties and makes its directory where it was then
+    #[arg(long)]
+    allow_tablespaces: bool,
     /// Parallel workers, instead of backup.jobs
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
@@ -60,6 +63,7 @@ pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
         full: args.full,
         start: !args.no_start,
         keep_serving: args.keep_serving,
+        allow_tablespaces: args.allow_tablespaces,
         tablespaces: args.tablespaces.clone(),
         jobs: args.jobs.map(usize::from),
     };

@@ -57,6 +57,8 @@ pub struct RecoverRequest {
     pub start: bool,
     /// Leave an agent behind that goes on when all fragments are there.
     pub keep_serving: bool,
+    /// Go on when the log creates a tablespace, whose directory replay makes at the place that was named then.
+    pub allow_tablespaces: bool,
     /// New places of tablespaces, by oid or old path.
     pub tablespaces: Vec<(String, PathBuf)>,
     /// Parallel workers; none for the configuration's.
@@ -154,6 +156,11 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     let workers = request.jobs.unwrap_or_else(|| config.backup.workers());
     progress.phase("plan", 0, "planning the recovery");
     let (plan, manifest) = prepare(&repository, request, &into, &store).await?;
+    if plan.creates_tablespace && !request.allow_tablespaces {
+        return Err(Error::new(ErrorKind::Forbidden, "the WAL between the backup and the target creates a tablespace")
+            .detail("Replay empties and makes its directory at the place that was named then, which an old server on this machine may use.")
+            .with_hint("Use a later backup, or --allow-tablespaces where no server uses that place."));
+    }
     let place = NewPlace {
         bin: program::bin_directory(
             config.member.bin_directory.as_deref(),

@@ -1,0 +1,296 @@
+//! The agent: fragments go to the repository and come back, jobs are recorded, and it may die at any time.
+//!
+//! The catalog tables are made without the extension; fragments are written by the fragment crate.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::{Server, files, give, kill9, wait_for};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use strata_fragment::{Builder, BuilderOptions, ColumnSpec, PhysicalType, Schema, Value as Cell};
+
+struct Agent(Child);
+
+impl Agent {
+    fn start(server: &Server) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(server.dir.join("agent.log")).unwrap();
+        let child = server.command(&["-v", "agent"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        wait_for("the agent", || server.store().join("agent.sock").exists() && UnixStream::connect(socket(server)).is_ok());
+        Self(child)
+    }
+
+    fn kill9(mut self) {
+        kill9(&mut self.0);
+    }
+
+    /// SIGTERM; returns the exit code.
+    fn stop(mut self) -> Option<i32> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<i32> {
+        let pids = common::descendants(self.0.id());
+        let deepest = pids.last()?.to_string();
+        let _ = std::process::Command::new("kill").args(["-TERM", &deepest]).stderr(Stdio::null()).status();
+        self.0.wait().ok()?.code()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            self.end();
+        }
+    }
+}
+
+fn socket(server: &Server) -> PathBuf {
+    server.store().join("agent.sock")
+}
+
+/// Asks the agent; returns all events.
+fn ask(server: &Server, request: &Value) -> Vec<Value> {
+    let mut stream = UnixStream::connect(socket(server)).unwrap();
+    writeln!(stream, "{request}").unwrap();
+    BufReader::new(stream).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+}
+
+#[track_caller]
+fn result(server: &Server, request: &Value) -> Value {
+    let events = ask(server, request);
+    let last = events.last().unwrap();
+    assert_eq!(last["event"], "result", "{events:?}");
+    last["result"].clone()
+}
+
+fn database_oid(server: &Server) -> u32 {
+    server.sql("SELECT oid FROM pg_database WHERE datname = 'postgres'").parse().unwrap()
+}
+
+/// Writes a fragment of some rows into the store and its row into the catalog. Returns its hash.
+fn add_fragment(server: &Server, seed: i64) -> String {
+    let dir = server.store().join(database_oid(server).to_string());
+    std::fs::create_dir_all(&dir).unwrap();
+    let column = ColumnSpec { name: "id".into(), attnum: 1, ty: PhysicalType::I64 };
+    let schema = Schema { columns: vec![column], sort_key: vec![0], keys: Vec::new() };
+    let mut builder = Builder::new(schema, BuilderOptions::default()).unwrap();
+    for row in 0..1000 {
+        builder.push_row(&[Cell::I64(seed * 1000 + row)]).unwrap();
+    }
+    let written = builder.finish(&dir).unwrap();
+    give(&server.store());
+    let hash = files(&dir)
+        .into_iter()
+        .max_by_key(|file| file.metadata().unwrap().modified().unwrap())
+        .map(|file| file.file_stem().unwrap().to_str().unwrap().to_owned())
+        .unwrap();
+    assert_eq!(hash, written.hash);
+    server.sql(&format!(
+        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes) \
+         VALUES ('t'::regclass, 1, '{hash}', {seed} * 1000, 1000, {}, 100)",
+        written.bytes
+    ));
+    hash
+}
+
+fn prepared() -> Server {
+    let server = Server::start();
+    server.create_catalog();
+    server.sql("CREATE TABLE t (id bigint)");
+    server
+}
+
+fn in_repository(server: &Server, hash: &str) -> bool {
+    files(&server.repository).iter().any(|file| file.ends_with(format!("{}/{hash}.frag", &hash[..2])))
+}
+
+fn in_store(store: &Path, hash: &str) -> bool {
+    files(store).iter().any(|file| file.ends_with(format!("{}/{hash}.frag", &hash[..2])))
+}
+
+#[test]
+fn each_fragment_is_copied_once_and_logged() {
+    let server = prepared();
+    let first = add_fragment(&server, 1);
+    let backup = server.json(&["backup"]);
+    assert_eq!((&backup["fragments"], &backup["fragments_copied"]), (&json!(1), &json!(1)));
+    let again = server.json(&["backup"]);
+    assert_eq!((&again["fragments"], &again["fragment_bytes_copied"]), (&json!(1), &json!(0)));
+
+    let agent = Agent::start(&server);
+    let second = add_fragment(&server, 2);
+    wait_for("the fragment log", || in_repository(&server, &second));
+    assert!(in_repository(&server, &first));
+    let last = server.json(&["backup"]);
+    assert_eq!((&last["fragments"], &last["fragment_bytes_copied"]), (&json!(2), &json!(0)));
+    wait_for("the mirror", || {
+        server.sql("SELECT count(*) FROM strata.log_backup WHERE kind = 'fragment'") == "2"
+            && server.sql("SELECT count(*) FROM strata.log_backup WHERE kind = 'wal'").parse::<i32>().unwrap() > 0
+            && server.sql("SELECT count(*) FROM strata.backup WHERE state = 'complete'") == "3"
+    });
+    assert_eq!(agent.stop(), Some(0));
+    assert!(!socket(&server).exists(), "a clean end takes the socket away");
+    server.run(&["verify"]).ok();
+}
+
+#[test]
+fn a_plan_names_the_fragments_that_were_there_at_its_target() {
+    let server = prepared();
+    let first = add_fragment(&server, 1);
+    server.json(&["backup"]);
+    let _agent = Agent::start(&server);
+    let second = add_fragment(&server, 2);
+    wait_for("the fragment log", || in_repository(&server, &second));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let both = server.sql("SELECT clock_timestamp()");
+    server.sql(&format!("DELETE FROM strata.fragment WHERE hash = '{first}'"));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    server.archive();
+    server.archive();
+    let hashes = |target: &str| -> Vec<String> {
+        let plan = server.json(&["plan", "--to", target]);
+        plan["fragment_list"].as_array().unwrap().iter().map(|f| f["hash"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut expected = vec![first.clone(), second.clone()];
+    expected.sort();
+    assert_eq!(hashes(&both), expected);
+    assert_eq!(hashes("latest"), [second.clone()]);
+
+    // What the plan cannot find is named, and stops the recovery.
+    std::fs::remove_file(server.file(&format!("{second}.frag"))).ok();
+    let copy = files(&server.repository).into_iter().find(|file| file.ends_with(format!("{second}.frag")));
+    if let Some(copy) = copy {
+        std::fs::remove_file(copy).unwrap();
+    }
+    server.run(&["plan", "--to", "latest"]).failed(1, &second);
+    server.run(&["verify"]).failed(6, &second);
+    let into = server.dir.join("back");
+    server.run(&["recover", "--to", "latest", "--into", into.to_str().unwrap()]).failed(1, &second);
+    assert!(!into.exists());
+}
+
+#[test]
+fn fragments_come_back_on_demand_and_in_the_background() {
+    let server = prepared();
+    let hashes: Vec<String> = (0..5).map(|seed| add_fragment(&server, seed)).collect();
+    let agent = Agent::start(&server);
+    server.json(&["backup"]);
+    server.archive();
+    // On demand, into the server's own store.
+    let lost = files(&server.store()).into_iter().find(|file| file.display().to_string().contains(&hashes[2])).unwrap();
+    std::fs::remove_file(&lost).unwrap();
+    let request = json!({"op": "fetch_fragment", "database_oid": database_oid(&server), "hash": hashes[2]});
+    let answer = result(&server, &request);
+    assert_eq!(answer["hash"], hashes[2].as_str());
+    assert!(lost.exists());
+    strata_fragment::verify_file(&lost).unwrap();
+    let unknown = json!({"op": "fetch_fragment", "database_oid": 5, "hash": "0".repeat(64)});
+    let events = ask(&server, &unknown);
+    assert_eq!((&events[0]["event"], &events[0]["kind"]), (&json!("error"), &json!("missing")));
+    drop(agent);
+
+    let back = server.recover("latest", &[]);
+    wait_for("all fragments", || hashes.iter().all(|hash| in_store(&back.store(), hash)));
+    // The process that brought them ends by itself.
+    wait_for("the end of the background agent", || UnixStream::connect(back.store().join("agent.sock")).is_err());
+    drop(back);
+    let back = server.recover("latest", &["--full"]);
+    assert!(hashes.iter().all(|hash| in_store(&back.store(), hash)), "--full waits for all");
+    // Its own agent serves, and does not write into the repository of the old server.
+    let config = back.store().join("strata.toml");
+    let said = common::as_user(common::strata()).arg("--config").arg(&config).arg("backup").output().unwrap();
+    assert_eq!(said.status.code(), Some(3), "archiving is off: {said:?}");
+}
+
+#[test]
+fn jobs_are_recorded_with_their_progress_and_result() {
+    let server = prepared();
+    let _agent = Agent::start(&server);
+    let ping = result(&server, &json!({"op": "ping"}));
+    assert_eq!((&ping["system"], &ping["member"]), (&json!("test"), &json!("one")));
+    let events = ask(&server, &json!({"op": "backup", "label": "by socket"}));
+    assert!(events.iter().any(|event| event["event"] == "progress" && event["phase"] == "data"), "{events:?}");
+    let backup = &events.last().unwrap()["result"];
+    assert_eq!(backup["label"], "by socket");
+    let row = server.sql("SELECT kind, state, result->>'id', error IS NULL FROM strata.job");
+    assert_eq!(row, format!("backup|done|{}|t", backup["id"].as_str().unwrap()));
+    server.archive();
+    let plan = result(&server, &json!({"op": "recovery_plan", "target": "latest"}));
+    assert_eq!(plan["missing"], json!([]));
+    let into = server.dir.join("by-socket");
+    let request = json!({"op": "recover", "target": "latest", "into": into, "port": common::free_port(), "full": true});
+    let recovered = result(&server, &request);
+    common::stop(&into, "immediate");
+    assert!(recovered["seconds_to_open"].as_f64().unwrap() > 0.0);
+    // Again into the same directory: refused, and recorded as failed.
+    let events = ask(&server, &request);
+    assert_eq!(events.last().unwrap()["kind"], "conflict");
+    assert_eq!(server.sql("SELECT kind, state FROM strata.job ORDER BY job_id"), "backup|done\nrecovery_plan|done\nrecover|done\nrecover|failed");
+    for bad in ["nonsense", "{}", "{\"op\":\"recovery_plan\",\"target\":\"soon\"}"] {
+        let mut stream = UnixStream::connect(socket(&server)).unwrap();
+        writeln!(stream, "{bad}").unwrap();
+        let line = BufReader::new(stream).lines().next().unwrap().unwrap();
+        let event: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&event["event"], &event["kind"]), (&json!("error"), &json!("usage")), "{bad}");
+    }
+}
+
+#[test]
+fn an_agent_that_was_killed_starts_again_and_clears_up() {
+    let server = prepared();
+    let agent = Agent::start(&server);
+    server.run(&["agent"]).failed(5, "another process holds the lock");
+    server.sql("INSERT INTO t SELECT generate_series(1, 300000)");
+    let mut stream = UnixStream::connect(socket(&server)).unwrap();
+    writeln!(stream, "{}", json!({"op": "backup"})).unwrap();
+    wait_for("the job", || server.sql("SELECT count(*) FROM strata.job") == "1");
+    agent.kill9();
+    assert!(socket(&server).exists(), "a killed one leaves its socket");
+    let _agent = Agent::start(&server);
+    wait_for("the dead job to be marked", || server.sql("SELECT count(*) FROM strata.job WHERE state = 'running'") == "0");
+    assert_eq!(server.sql("SELECT count(*) FROM strata.backup WHERE state = 'running'"), "0");
+    let backup = result(&server, &json!({"op": "backup"}));
+    assert!(backup["id"].is_string());
+    server.run(&["verify"]).ok();
+}
+
+#[test]
+fn the_agent_survives_the_server() {
+    let server = prepared();
+    let _agent = Agent::start(&server);
+    server.down();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(result(&server, &json!({"op": "ping"}))["pid"].is_u64());
+    let events = ask(&server, &json!({"op": "backup"}));
+    assert_eq!(events.last().unwrap()["kind"], "connection");
+    server.up();
+    let hash = add_fragment(&server, 9);
+    wait_for("the fragment log", || in_repository(&server, &hash));
+    // Other databases can be dropped and copied while it watches.
+    for _ in 0..5 {
+        server.sql("CREATE DATABASE other");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        server.sql("DROP DATABASE other");
+    }
+}
+
+#[test]
+fn a_missing_fragment_does_not_keep_the_hot_data_from_being_backed_up() {
+    let server = prepared();
+    let hash = add_fragment(&server, 1);
+    let file = files(&server.store()).into_iter().find(|file| file.display().to_string().contains(&hash)).unwrap();
+    let good = std::fs::read(&file).unwrap();
+    common::flip(&file);
+    let said = server.run(&["--output", "json", "backup"]);
+    assert_eq!(said.json()["fragments_missing"], 1);
+    said.failed(6, &hash);
+    server.run(&["verify"]).failed(6, &hash);
+    std::fs::write(&file, good).unwrap();
+    server.run(&["backup"]).ok();
+    // The first backup still lacks it by its own account, but the repository has it now.
+    server.run(&["plan", "--to", "latest"]).ok();
+}

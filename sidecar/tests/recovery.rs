@@ -1,0 +1,185 @@
+//! Recovery to a time, a position, a backup's end and the end of the archive, each compared with what was there.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::{Server, files, give, start, stop};
+
+const DIGEST: &str = "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM t";
+
+struct Moment {
+    time: String,
+    lsn: String,
+    digest: String,
+}
+
+fn moment(server: &Server) -> Moment {
+    let digest = server.sql(DIGEST);
+    let lsn = server.sql("SELECT pg_current_wal_insert_lsn()");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let time = server.sql("SELECT clock_timestamp()");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    Moment { time, lsn, digest }
+}
+
+#[test]
+fn every_moment_comes_back_as_it_was() {
+    let server = Server::start();
+    server.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 20000) g");
+    let backup = server.json(&["backup", "--label", "first"]);
+    let at_backup = server.sql(DIGEST);
+    let mut moments = Vec::new();
+    for step in 0..6 {
+        server.sql(&format!("UPDATE t SET v = '{step}' WHERE id % 7 = {step}; DELETE FROM t WHERE id % 1000 = {step}"));
+        if step == 3 {
+            server.json(&["backup"]);
+        }
+        if step == 4 {
+            server.archive();
+        }
+        moments.push(moment(&server));
+    }
+    server.archive();
+    let end = server.sql(DIGEST);
+    let after = server.sql("SELECT pg_current_wal_lsn()");
+    server.down();
+    std::fs::remove_dir_all(server.data()).unwrap();
+
+    for (step, moment) in moments.iter().enumerate() {
+        let target = if step % 2 == 0 { &moment.time } else { &moment.lsn };
+        let back = server.recover(target, &[]);
+        assert_eq!(back.sql(DIGEST), moment.digest, "step {step}, {target}");
+        assert_eq!(back.sql("SHOW archive_mode"), "off");
+        assert_eq!(back.sql("SELECT pg_is_in_recovery()"), "f");
+        back.sql("INSERT INTO t VALUES (-1, 'open for writing')");
+    }
+    for target in ["latest", &after] {
+        assert_eq!(server.recover(target, &[]).sql(DIGEST), end, "{target}");
+    }
+    let id = backup["id"].as_str().unwrap();
+    assert_eq!(server.recover(id, &[]).sql(DIGEST), at_backup);
+}
+
+#[test]
+fn tablespaces_go_to_a_new_place() {
+    let server = Server::start();
+    let space = server.dir.join("space");
+    std::fs::create_dir(&space).unwrap();
+    give(&space);
+    server.sql(&format!("CREATE TABLESPACE s LOCATION '{}'", space.display()));
+    server.sql("CREATE TABLE t (id int) TABLESPACE s; INSERT INTO t SELECT generate_series(1, 1000)");
+    server.json(&["backup"]);
+    server.archive();
+    let digest = server.sql(DIGEST);
+    let back = server.recover("latest", &[]);
+    assert_eq!(back.sql(DIGEST), digest);
+    let location = back.sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 's'");
+    assert!(location.contains(&format!("{}.tablespaces/", back.dir.display())), "{location}");
+    // The old server was not touched.
+    server.sql("INSERT INTO t VALUES (0)");
+
+    let elsewhere = server.dir.join("elsewhere");
+    let map = format!("{}={}", space.display(), elsewhere.display());
+    let back = server.recover("latest", &["--tablespace", &map]);
+    assert_eq!(back.sql(DIGEST), digest);
+    assert!(!files(&elsewhere).is_empty());
+}
+
+#[test]
+fn a_log_that_makes_a_tablespace_is_replayed_only_when_that_is_wanted() {
+    let server = Server::start();
+    server.json(&["backup"]);
+    let space = server.dir.join("space");
+    std::fs::create_dir(&space).unwrap();
+    give(&space);
+    server.sql(&format!("CREATE TABLESPACE s LOCATION '{}'", space.display()));
+    server.sql("CREATE TABLE t (id int) TABLESPACE s; INSERT INTO t SELECT generate_series(1, 1000)");
+    server.archive();
+    let digest = server.sql(DIGEST);
+    let into = server.dir.join("back");
+    let args = ["recover", "--to", "latest", "--into", into.to_str().unwrap()];
+    server.run(&args).failed(1, "creates a tablespace");
+    server.down();
+    assert_eq!(server.recover("latest", &["--allow-tablespaces"]).sql(DIGEST), digest);
+}
+
+#[test]
+fn a_data_directory_without_configuration_files_becomes_a_server() {
+    let server = Server::start_with("max_connections = 37", None);
+    // As some distributions have it: the files are elsewhere.
+    server.down();
+    let etc = server.dir.join("etc");
+    std::fs::create_dir(&etc).unwrap();
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        std::fs::rename(server.data().join(name), etc.join(name)).unwrap();
+    }
+    let conf = etc.join("postgresql.conf");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    let (data, etc_text) = (server.data().display().to_string(), etc.display().to_string());
+    std::fs::write(&conf, format!("{text}\ndata_directory = '{data}'\nhba_file = '{etc_text}/pg_hba.conf'\nident_file = '{etc_text}/pg_ident.conf'\n")).unwrap();
+    give(&etc);
+    start(&etc);
+    server.sql("CREATE TABLE t (id int); INSERT INTO t VALUES (1)");
+    server.json(&["backup"]);
+    server.archive();
+    let into = server.dir.join("back");
+    let port = common::free_port().to_string();
+    // Without trust, only the operating system user gets in, over the socket.
+    server.run(&["recover", "--to", "latest", "--into", &into.display().to_string(), "--port", &port]).ok();
+    let count = common::as_user(common::bin().join("psql"))
+        .args(["-XAtq", "-U", "postgres", "-h"])
+        .arg(&server.dir)
+        .args(["-p", &port, "-c", "SELECT count(*) || current_setting('max_connections') FROM t"])
+        .output()
+        .unwrap();
+    stop(&into, "immediate");
+    stop(&server.data(), "immediate");
+    assert_eq!(String::from_utf8_lossy(&count.stdout).trim(), "137", "{count:?}");
+}
+
+#[test]
+fn nothing_is_started_when_nothing_shall_be() {
+    let server = Server::start();
+    server.sql("CREATE TABLE t (id int); INSERT INTO t VALUES (1)");
+    server.json(&["backup"]);
+    server.archive();
+    let into = server.dir.join("back");
+    let said = server.json(&["recover", "--to", "latest", "--into", &into.display().to_string(), "--no-start"]);
+    assert!(said["conninfo"].is_null() && said["seconds_to_open"].is_null(), "{said}");
+    assert!(!into.join("postmaster.pid").exists());
+    assert!(into.join("recovery.signal").exists());
+    let port = said["port"].as_u64().unwrap();
+    assert_eq!(port, u64::from(server.port), "the port is the one in the backup");
+    server.down();
+    start(&into);
+    common::wait_for("the end of the recovery", || {
+        common::psql(&server.dir, server.port, "postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(common::psql(&server.dir, server.port, "postgres", "SELECT count(*) FROM t"), "1");
+    stop(&into, "immediate");
+}
+
+#[test]
+fn what_happened_on_the_server_while_it_was_backed_up_does_not_matter() {
+    let server = Server::start();
+    server.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 200000) g");
+    let mut backup = server.command(&["backup", "--jobs", "1"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut round = 0;
+    while backup.try_wait().unwrap().is_none() {
+        round += 1;
+        server.sql(&format!(
+            "CREATE TABLE n{round} AS SELECT generate_series(1, 3000) g; DROP TABLE IF EXISTS n{}; \
+             UPDATE t SET v = md5(v) WHERE id % 50 = {}; CREATE TEMP TABLE x AS SELECT 1; TRUNCATE n{round}",
+            round - 1,
+            round % 50
+        ));
+    }
+    assert!(backup.wait().unwrap().success());
+    server.sql("CREATE UNLOGGED TABLE u AS SELECT 1 AS a");
+    server.archive();
+    let digest = server.sql(DIGEST);
+    let back = server.recover("latest", &[]);
+    assert_eq!(back.sql(DIGEST), digest);
+    assert_eq!(back.sql("SELECT count(*) FROM u"), "0", "an unlogged table comes back empty");
+    back.sql("REINDEX TABLE t");
+}
