@@ -290,3 +290,54 @@ pub fn transaction_has_ended(xid: pg_sys::TransactionId) -> bool {
         return pg_sys::ConditionalXactLockTableWait(xid, false);
     }
 }
+
+/// `ExecProject`
+///
+/// # Safety
+/// `info` is a node's projection whose expression context holds the tuple.
+pub unsafe fn exec_project(info: *mut pg_sys::ProjectionInfo) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: the caller's promise; evalfunc is set once an expression is prepared.
+    unsafe {
+        let state = &raw mut (*info).pi_state;
+        let slot = (*state).resultslot;
+        pg_sys::ExecClearTuple(slot);
+        let mut is_null = false;
+        let old = pg_sys::MemoryContextSwitchTo((*(*info).pi_exprContext).ecxt_per_tuple_memory);
+        super::guarded(|| (*state).evalfunc.unwrap_unchecked()(state, (*info).pi_exprContext, &mut is_null));
+        pg_sys::MemoryContextSwitchTo(old);
+        pg_sys::ExecStoreVirtualTuple(slot)
+    }
+}
+
+/// `adjust_appendrel_attrs_multilevel`: an expression over `top` as one over its descendant `child`.
+///
+/// # Safety
+/// The arguments are the planner's.
+pub unsafe fn translate_to_child(
+    root: *mut pg_sys::PlannerInfo,
+    node: *mut pg_sys::Node,
+    child: *mut pg_sys::RelOptInfo,
+    top: *mut pg_sys::RelOptInfo,
+) -> *mut pg_sys::Node {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return pg_sys::adjust_appendrel_attrs_multilevel(root, node, (*child).relids, (*top).relids);
+        #[cfg(not(feature = "pg15"))]
+        return pg_sys::adjust_appendrel_attrs_multilevel(root, node, child, top);
+    }
+}
+
+/// The GROUP BY clauses that the planner kept.
+///
+/// # Safety
+/// `root` is the planner's.
+pub unsafe fn group_clause(root: *mut pg_sys::PlannerInfo) -> *mut pg_sys::List {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return (*(*root).parse).groupClause;
+        #[cfg(not(feature = "pg15"))]
+        return (*root).processed_groupClause;
+    }
+}

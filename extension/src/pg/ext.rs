@@ -81,6 +81,8 @@ unsafe extern "C-unwind" {
     pub fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
     /// `datum.c`
     pub fn datumIsEqual(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
+    /// `prepagg.c`
+    pub fn get_agg_clause_costs(root: *mut PlannerInfo, split: AggSplit::Type, costs: *mut AggClauseCosts);
     /// `pg_locale.c`
     #[cfg(not(feature = "pg18"))]
     pub fn lc_collate_is_c(collation: Oid) -> bool;

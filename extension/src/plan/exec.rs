@@ -244,7 +244,9 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
         if let Some((oid, keys)) = private.lookup {
             matched = index_columns(oid, keys).map(|c| match_keys(&leaves, &c)).unwrap_or_default();
             let pages = pg_sys::RelationGetNumberOfBlocksInFork(rel, pg_sys::ForkNumber::MAIN_FORKNUM);
-            if flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 && pages > 1 && matched.len() == keys {
+            // A serializable transaction locks the index page of the key, not the whole table.
+            let by_index = pages > 1 || ssi::serializable();
+            if flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 && by_index && matched.len() == keys {
                 index = Some(DeltaIndex::open(rel, oid, (*estate).es_snapshot, &leaves, &matched, context));
             }
         }

@@ -1,5 +1,6 @@
 //! Planner hooks and executor nodes for warm tables.
 
+mod aggregate;
 mod blocks;
 mod clause;
 mod exec;
@@ -16,4 +17,5 @@ mod test;
 pub fn init() {
     guard::install();
     paths::install();
+    aggregate::install();
 }

@@ -1,0 +1,391 @@
+//! Partial states of aggregates, by group, and their form for the Finalize Aggregate.
+//!
+//! | aggregate | state | form |
+//! |---|---|---|
+//! | count | number | int8 |
+//! | sum(int2, int4) | sum | int8, null without values |
+//! | avg(int2, int4) | number, sum | int8[2] |
+//! | sum, avg of int8 | number, 128-bit sum | bytea, as `int8_avg_serialize` writes it |
+//! | sum, avg of numeric | number, sum, scale, NaNs | bytea, as `numeric_avg_serialize` writes it |
+//! | min, max | value | the type itself, null without values |
+
+use super::super::blocks::{Batch, BlockScan};
+use super::spec::Transition;
+use crate::am::datum::{self, Kind};
+use pgrx::pg_sys;
+use pgrx::pg_sys::Datum;
+use strata_fragment::{Column, ColumnData, Value};
+
+/// The states of one aggregate, by group.
+#[derive(Debug, Default)]
+pub struct States {
+    transition: Option<Transition>,
+    attribute: Option<usize>,
+    kind: Option<Kind>,
+    /// Values that were not null (rows for count(*)).
+    counts: Vec<i64>,
+    /// For min and max the value's key, else the sum.
+    narrow: Vec<i64>,
+    wide: Vec<i128>,
+    /// NaNs among numerics.
+    nans: Vec<i64>,
+}
+
+impl States {
+    /// States of `transition` over an attribute (from 0) of this kind.
+    pub fn new(transition: Transition, attribute: Option<usize>, kind: Option<Kind>) -> Self {
+        Self { transition: Some(transition), attribute, kind, ..Self::default() }
+    }
+
+    fn is_wide(&self) -> bool {
+        matches!(self.transition, Some(Transition::Sum128 | Transition::SumNumeric))
+            || matches!(self.kind, Some(Kind::Numeric(_)))
+    }
+
+    /// Makes room for `groups` groups.
+    pub fn grow(&mut self, groups: usize) {
+        self.counts.resize(groups, 0);
+        if self.is_wide() {
+            self.wide.resize(groups, 0);
+            self.nans.resize(groups, 0);
+        } else {
+            self.narrow.resize(groups, 0);
+        }
+    }
+
+    /// Forgets all groups.
+    pub fn clear(&mut self) {
+        self.counts.clear();
+        self.narrow.clear();
+        self.wide.clear();
+        self.nans.clear();
+    }
+
+    /// Takes in the rows of a batch; `groups` has the group of each, or there is one group.
+    pub fn update(&mut self, scan: &BlockScan, batch: &mut Batch, groups: Option<&[u32]>) {
+        let Some(transition) = self.transition else { return };
+        let n = batch.selection.len();
+        let Some(attribute) = self.attribute else {
+            match groups {
+                None => self.counts[0] += n as i64,
+                Some(groups) => groups.iter().for_each(|g| self.counts[*g as usize] += 1),
+            }
+            return;
+        };
+        if groups.is_none() && self.by_zone(transition, batch, attribute) {
+            return;
+        }
+        let column = scan.column(batch, attribute);
+        let rows = Rows { batch, column: &column, groups };
+        match transition {
+            Transition::CountRows | Transition::Count => rows.each(|_, g| self.counts[g] += 1),
+            Transition::SumInt | Transition::AverageInt => self.sum_narrow(&rows),
+            Transition::Sum128 => self.sum_wide(&rows),
+            Transition::SumNumeric => self.sum_numeric(&rows),
+            Transition::Min => self.extreme(&rows, false),
+            Transition::Max => self.extreme(&rows, true),
+        }
+    }
+
+    /// What the zone map answers for a whole block: counts, and the extremes of whole numbers.
+    fn by_zone(&mut self, transition: Transition, batch: &Batch, attribute: usize) -> bool {
+        let (super::super::blocks::Selection::All(_), Some(zone)) = (&batch.selection, batch.zone(attribute)) else {
+            return false;
+        };
+        let values = i64::from(zone.rows - zone.null_count);
+        match transition {
+            Transition::Count => {
+                self.counts[0] += values;
+                true
+            }
+            Transition::Min | Transition::Max => {
+                let larger = transition == Transition::Max;
+                let bound = if larger { zone.max.as_ref() } else { zone.min.as_ref() };
+                match bound {
+                    _ if values == 0 => true,
+                    _ if !zone.exact => false,
+                    Some(Value::I16(v)) => self.take_narrow(0, i64::from(*v), values, larger),
+                    Some(Value::I32(v)) => self.take_narrow(0, i64::from(*v), values, larger),
+                    Some(Value::I64(v)) => self.take_narrow(0, *v, values, larger),
+                    _ => false,
+                }
+            }
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn take_narrow(&mut self, g: usize, v: i64, values: i64, larger: bool) -> bool {
+        if self.counts[g] == 0 || (v > self.narrow[g]) == larger {
+            self.narrow[g] = v;
+        }
+        self.counts[g] += values;
+        true
+    }
+
+    fn sum_narrow(&mut self, rows: &Rows) {
+        macro_rules! sum {
+            ($v:expr) => {
+                match rows.all_in_one() {
+                    Some(n) => {
+                        self.counts[0] += n as i64;
+                        self.narrow[0] = self.narrow[0].wrapping_add($v.iter().map(|x| i64::from(*x)).sum::<i64>());
+                    }
+                    None => rows.each(|i, g| {
+                        self.counts[g] += 1;
+                        self.narrow[g] = self.narrow[g].wrapping_add(i64::from($v[i]));
+                    }),
+                }
+            };
+        }
+        match &rows.column.data {
+            ColumnData::I16(v) => sum!(v),
+            ColumnData::I32(v) => sum!(v),
+            _ => {}
+        }
+    }
+
+    fn sum_wide(&mut self, rows: &Rows) {
+        if let ColumnData::I64(v) = &rows.column.data {
+            rows.each(|i, g| {
+                self.counts[g] += 1;
+                self.wide[g] += i128::from(v[i]);
+            });
+        }
+    }
+
+    fn sum_numeric(&mut self, rows: &Rows) {
+        let scale = self.scale();
+        match &rows.column.data {
+            ColumnData::I128(v) => rows.each(|i, g| {
+                self.counts[g] += 1;
+                self.wide[g] += v[i];
+            }),
+            // Kept as bytes because there are NaNs.
+            data => rows.each(|i, g| match datum::numeric_unscaled(data.bytes(i), scale) {
+                Some(v) => {
+                    self.counts[g] += 1;
+                    self.wide[g] += v;
+                }
+                None => self.nans[g] += 1,
+            }),
+        }
+    }
+
+    fn scale(&self) -> i32 {
+        match self.kind {
+            Some(Kind::Numeric(scale)) => i32::from(scale),
+            _ => 0,
+        }
+    }
+
+    fn extreme(&mut self, rows: &Rows, larger: bool) {
+        macro_rules! narrow {
+            ($v:expr, $key:expr) => {
+                rows.each(|i, g| {
+                    self.take_narrow(g, $key($v[i]), 1, larger);
+                })
+            };
+        }
+        let scale = self.scale();
+        match &rows.column.data {
+            ColumnData::I16(v) => narrow!(v, i64::from),
+            ColumnData::I32(v) => narrow!(v, i64::from),
+            ColumnData::I64(v) => narrow!(v, |x: i64| x),
+            ColumnData::F32(v) => narrow!(v, |x: f32| key_of(f64::from(x))),
+            ColumnData::F64(v) => narrow!(v, key_of),
+            ColumnData::I128(v) => rows.each(|i, g| self.take_wide(g, v[i], larger)),
+            data => rows.each(|i, g| match datum::numeric_unscaled(data.bytes(i), scale) {
+                Some(v) => self.take_wide(g, v, larger),
+                None => self.nans[g] += 1,
+            }),
+        }
+    }
+
+    fn take_wide(&mut self, g: usize, v: i128, larger: bool) {
+        if self.counts[g] == 0 || (v > self.wide[g]) == larger {
+            self.wide[g] = v;
+        }
+        self.counts[g] += 1;
+    }
+
+    /// The state of a group for the Finalize Aggregate; None: null. Allocates in the current memory context.
+    ///
+    /// # Safety
+    /// A memory context is current that lives as long as the datum is needed.
+    pub unsafe fn datum(&self, g: usize) -> Option<Datum> {
+        let count = self.counts[g];
+        let nans = self.nans.get(g).copied().unwrap_or(0);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.transition? {
+                Transition::CountRows | Transition::Count => Some(Datum::from(count)),
+                Transition::SumInt => (count > 0).then(|| Datum::from(self.narrow[g])),
+                Transition::AverageInt => {
+                    let mut elements = [Datum::from(count), Datum::from(self.narrow[g])];
+                    let array = pg_sys::construct_array(
+                        elements.as_mut_ptr(),
+                        2,
+                        pg_sys::INT8OID,
+                        8,
+                        true,
+                        pg_sys::TYPALIGN_DOUBLE as _,
+                    );
+                    Some(Datum::from(array))
+                }
+                Transition::Sum128 => (count > 0).then(|| {
+                    let mut out = Vec::with_capacity(64);
+                    out.extend_from_slice(&count.to_be_bytes());
+                    push_sum(&mut out, self.wide[g], 0);
+                    bytea(&out)
+                }),
+                Transition::SumNumeric => (count > 0 || nans > 0).then(|| {
+                    let scale = self.scale();
+                    let mut out = Vec::with_capacity(96);
+                    out.extend_from_slice(&count.to_be_bytes());
+                    push_sum(&mut out, self.wide[g], scale);
+                    out.extend_from_slice(&(if count > 0 { scale } else { 0 }).to_be_bytes());
+                    out.extend_from_slice(&count.to_be_bytes());
+                    for special in [nans, 0, 0] {
+                        out.extend_from_slice(&special.to_be_bytes());
+                    }
+                    bytea(&out)
+                }),
+                transition @ (Transition::Min | Transition::Max) => self.extreme_datum(g, transition, nans),
+            }
+        }
+    }
+
+    unsafe fn extreme_datum(&self, g: usize, transition: Transition, nans: i64) -> Option<Datum> {
+        let (kind, count) = (self.kind?, self.counts[g]);
+        // SAFETY: as for `datum`.
+        unsafe {
+            if let Kind::Numeric(scale) = kind {
+                // NaN is larger than every number.
+                return match (count > 0, nans > 0) {
+                    (_, true) if transition == Transition::Max || count == 0 => Some(nan()),
+                    (true, _) => Some(datum::numeric_datum(self.wide[g], i32::from(scale))),
+                    _ => None,
+                };
+            }
+            (count > 0).then(|| match kind {
+                Kind::F64 => Datum::from(float_of(self.narrow[g]).to_bits()),
+                Kind::F32 => Datum::from((float_of(self.narrow[g]) as f32).to_bits()),
+                Kind::Int(2) => Datum::from(self.narrow[g] as i16),
+                Kind::Int(4) => Datum::from(self.narrow[g] as i32),
+                _ => Datum::from(self.narrow[g]),
+            })
+        }
+    }
+}
+
+/// The rows of a batch with their groups.
+struct Rows<'a> {
+    batch: &'a Batch,
+    column: &'a Column,
+    groups: Option<&'a [u32]>,
+}
+
+impl Rows<'_> {
+    /// The number of rows, if all rows of the block are in one group and none is null.
+    fn all_in_one(&self) -> Option<usize> {
+        match (&self.batch.selection, self.groups, &self.column.nulls) {
+            (super::super::blocks::Selection::All(n), None, None) => Some(*n as usize),
+            _ => None,
+        }
+    }
+
+    /// Calls `f` with the row in the block and the group of each row whose value is not null.
+    #[inline]
+    fn each(&self, mut f: impl FnMut(usize, usize)) {
+        use super::super::blocks::Selection;
+        let nulls = self.column.nulls.as_deref();
+        let live = |row: usize| nulls.is_none_or(|n| !n[row]);
+        match (&self.batch.selection, self.groups) {
+            (Selection::All(n), None) => (0..*n as usize).filter(|r| live(*r)).for_each(|r| f(r, 0)),
+            (Selection::All(_), Some(groups)) => {
+                groups.iter().enumerate().filter(|(r, _)| live(*r)).for_each(|(r, g)| f(r, *g as usize));
+            }
+            (Selection::Rows(rows), None) => {
+                rows.iter().map(|r| *r as usize).filter(|r| live(*r)).for_each(|r| f(r, 0));
+            }
+            (Selection::Rows(rows), Some(groups)) => {
+                let rows = rows.iter().map(|r| *r as usize);
+                rows.zip(groups).filter(|(r, _)| live(*r)).for_each(|(r, g)| f(r, *g as usize));
+            }
+        }
+    }
+}
+
+/// An integer that sorts as PostgreSQL sorts floats, minus zero before zero, and from which the float comes back.
+fn key_of(v: f64) -> i64 {
+    let bits = v.to_bits() as i64;
+    match bits {
+        _ if v.is_nan() => i64::MAX,
+        b if b < 0 => b ^ i64::MAX,
+        b => b,
+    }
+}
+
+/// The float with this key ([`key_of`]).
+fn float_of(key: i64) -> f64 {
+    match key {
+        i64::MAX => f64::NAN,
+        k if k < 0 => f64::from_bits((k ^ i64::MAX) as u64),
+        k => f64::from_bits(k as u64),
+    }
+}
+
+/// Appends a sum as numeric.c's `numericvar_serialize` does: number of digits of base 10^4, weight, sign, scale, digits.
+fn push_sum(out: &mut Vec<u8>, sum: i128, scale: i32) {
+    let magnitude = sum.unsigned_abs();
+    let one = 10u128.pow(scale as u32);
+    let (mut whole, mut fraction) = (magnitude / one, magnitude % one);
+    let mut digits: Vec<u16> = Vec::with_capacity(20);
+    while whole > 0 {
+        digits.push((whole % 10_000) as u16);
+        whole /= 10_000;
+    }
+    digits.reverse();
+    let mut weight = digits.len() as i32 - 1;
+    // The fraction in groups of four decimal digits, the last one padded.
+    let mut left = scale;
+    while left > 0 {
+        let (digit, rest) = if left >= 4 {
+            let unit = 10u128.pow(left as u32 - 4);
+            (fraction / unit, fraction % unit)
+        } else {
+            (fraction * 10u128.pow(4 - left as u32), 0)
+        };
+        digits.push(digit as u16);
+        fraction = rest;
+        left -= 4;
+    }
+    let leading = digits.iter().take_while(|d| **d == 0).count();
+    weight -= leading as i32;
+    let digits = &digits[leading..];
+    if digits.is_empty() {
+        weight = 0;
+    }
+    const NEGATIVE: i32 = 0x4000;
+    let sign = if sum < 0 { NEGATIVE } else { 0 };
+    for word in [digits.len() as i32, weight, sign, scale] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    for digit in digits {
+        out.extend_from_slice(&digit.to_be_bytes());
+    }
+}
+
+/// A bytea in the current memory context.
+unsafe fn bytea(bytes: &[u8]) -> Datum {
+    // SAFETY: a copy of the bytes behind a length word.
+    unsafe { Datum::from(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32)) }
+}
+
+/// A numeric NaN in the current memory context.
+unsafe fn nan() -> Datum {
+    const HEADER: [u8; 2] = 0xC000u16.to_ne_bytes();
+    // SAFETY: a varlena with the header that numeric.c gives NaN.
+    unsafe { Datum::from(pg_sys::cstring_to_text_with_len(HEADER.as_ptr().cast(), 2)) }
+}
