@@ -102,12 +102,15 @@ async fn serve(config: &Config, options: Options) -> Result<()> {
     let listener = Listener::bind(&socket)?;
     tracing::info!(socket = %socket.display(), store = %store.display(), "the agent listens");
     let shared = Arc::new(Shared { config: config.clone(), conninfo, store });
+    if !options.until_complete {
+        // Before anything is asked of this agent, and after the socket's lock said that there is no other.
+        clear_stale(&shared).await;
+    }
     let handler = Arc::new(AgentHandler::new(shared.clone()));
     let background = async {
         if options.until_complete {
             return watch::until_complete(&shared).await;
         }
-        clear_stale(&shared).await;
         tokio::join!(watch::run(&shared), mirror::run(&shared));
         Ok(())
     };

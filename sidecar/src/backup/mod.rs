@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Conninfo, ServerInfo, Session, program, server};
 use crate::progress::Progress;
 use crate::repository::catalog::BackupEntry;
+use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Server};
 use crate::repository::{FORMAT, Identity, Repository, fsio};
 use crate::wal::name::Segment;
@@ -58,7 +59,7 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
     check(config, &info, &data_directory)?;
     let repository = Repository::open_or_create(config)?;
     repository.claim(&Identity { system_identifier: info.system_identifier, segment_size: info.segment_size })?;
-    let _lock = repository.lock_backup()?;
+    let _lock = lock(&repository).await?;
     clear_interrupted(&repository)?;
     let mirrored = record::has_jobs(&session).await;
     if mirrored && let Err(error) = record::fail_interrupted(&session, &config.system, &config.member.name).await {
@@ -85,6 +86,20 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
                 run.mirror_state(BackupState::Failed, Some(&error)).await;
             }
             Err(error)
+        }
+    }
+}
+
+/// Takes the backup lock. An agent that starts holds it for a moment, so it is tried again for a moment.
+async fn lock(repository: &Repository) -> Result<Lock> {
+    let mut tries = 0;
+    loop {
+        match repository.lock_backup() {
+            Err(error) if error.kind == ErrorKind::Locked && tries < 20 => {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            other => return other,
         }
     }
 }

@@ -31,8 +31,8 @@ pub fn run(command: &Command, config: &Config, out: &Output) -> Result<()> {
             if out.is_json() { out.result(&pushed, String::new) } else { Ok(()) }
         }
         Command::Fetch { name, path } => {
-            let bytes = wal::fetch::fetch(config, name, path)?;
-            tracing::info!(name, bytes, "restored");
+            wal::fetch::fetch(config, name, path)?;
+            tracing::info!(name, "restored");
             Ok(())
         }
     }

@@ -18,6 +18,7 @@ pub mod configure;
 pub mod fragments;
 pub mod plan;
 pub mod restore;
+pub mod spool;
 pub mod start;
 pub mod target;
 pub mod timeline;
@@ -35,6 +36,7 @@ use configure::NewPlace;
 use fragments::{FetchOnly, Fetched, Wanted};
 use plan::{Plan, PlanRequest};
 use serde::Serialize;
+use spool::Spool;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -216,8 +218,10 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         true => (Some(Serving::start(&repository, &store)?), None),
         false => (None, Some(BackgroundAgent::start(&toml, &store, request.keep_serving).await?)),
     };
+    let spool = Spool::start(&repository, &store, plan.segments.clone());
     start::start(&place).await?;
     start::wait(&place, progress).await?;
+    drop(spool);
     recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
     recovered.conninfo = Some(conninfo.describe());
     recovered.agent_pid = background.and_then(BackgroundAgent::release);

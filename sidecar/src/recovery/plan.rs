@@ -59,6 +59,9 @@ pub struct Plan {
     pub wal_from: String,
     /// The last WAL segment.
     pub wal_to: String,
+    /// All of them, in the order of replay.
+    #[serde(skip)]
+    pub segments: Vec<Segment>,
     /// How many segments that are.
     pub wal_segments: u64,
     /// Bytes of them in the repository.
@@ -191,6 +194,7 @@ impl Planner<'_> {
             stop: stop.at,
             wal_from: self.chain.segment(from, size).to_string(),
             wal_to: self.chain.segment(stop.last, size).to_string(),
+            segments: (from..=stop.last).map(|number| self.chain.segment(number, size)).collect(),
             wal_segments: stop.last - from + 1,
             wal_stored_bytes,
             histories,

@@ -53,31 +53,38 @@ fn command(pg_ctl: &Path, data: &Path, log: &Path) -> Command {
 pub async fn wait(place: &NewPlace, progress: &Progress) -> Result<()> {
     progress.phase("replay", 0, "PostgreSQL replays the WAL");
     let pid_file = place.data.join("postmaster.pid");
-    // The server writes the file some moments after pg_ctl returned.
+    // The server makes the file some moments after pg_ctl returned, and fills it some moments later.
     let mut patience = Duration::from_secs(10);
     loop {
-        match std::fs::read_to_string(&pid_file) {
-            Ok(text) => {
-                let mut lines = text.lines();
-                let alive = lines
-                    .next()
-                    .and_then(|pid| pid.trim().parse().ok())
-                    .and_then(rustix::process::Pid::from_raw)
-                    .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok());
-                if !alive {
-                    return Err(failed(place, "the recovered server ended before it was open"));
-                }
-                if lines.nth(6).is_some_and(|status| status.trim() == "ready") {
-                    return Ok(());
-                }
-                patience = Duration::from_secs(1);
-            }
-            Err(_) if patience.is_zero() => {
-                return Err(failed(place, "the recovered server ended before it was open"));
-            }
-            Err(_) => patience = patience.saturating_sub(POLL),
+        match PidFile::read(&pid_file) {
+            Some(file) if !file.alive => return Err(failed(place, "the recovered server ended before it was open")),
+            Some(file) if file.ready => return Ok(()),
+            Some(_) => patience = Duration::from_secs(1),
+            None if patience.is_zero() => return Err(failed(place, "the recovered server ended before it was open")),
+            None => patience = patience.saturating_sub(POLL),
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What a server's `postmaster.pid` says.
+struct PidFile {
+    alive: bool,
+    ready: bool,
+}
+
+impl PidFile {
+    /// None when the file is not there, or not written yet.
+    fn read(path: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(path).ok()?;
+        // The last line that is ended is whole.
+        let text = text.get(..text.rfind('\n')?)?;
+        let mut lines = text.lines();
+        let pid = rustix::process::Pid::from_raw(lines.next()?.trim().parse().ok()?)?;
+        Some(Self {
+            alive: rustix::process::test_kill_process(pid).is_ok(),
+            ready: lines.nth(6).is_some_and(|status| status.trim() == "ready"),
+        })
     }
 }
 

@@ -9,21 +9,22 @@
 use super::name::{Segment, WalName};
 use crate::config::Config;
 use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::recovery::spool;
 use crate::repository::Repository;
 use std::path::Path;
 
 /// Restores the file `name` to `path`.
-pub fn fetch(config: &Config, name: &str, path: &Path) -> Result<u64> {
+pub fn fetch(config: &Config, name: &str, path: &Path) -> Result<()> {
     let kind = WalName::parse(name).ok_or_else(|| {
         Error::new(ErrorKind::Usage, format!("\"{name}\" is not the name of a WAL file"))
             .with_hint("Set restore_command = 'strata --config FILE wal fetch %f %p'.")
     })?;
+    if spool::take(config, name, path) {
+        return Ok(());
+    }
     let repository = Repository::open(config)?;
     match repository.read_wal(name)? {
-        Some((note, content)) => {
-            std::fs::write(path, &content).at("write", path)?;
-            Ok(note.bytes)
-        }
+        Some((_, content)) => std::fs::write(path, &content).at("write", path),
         None => Err(absent(&repository, name, kind)?),
     }
 }
