@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How a cluster is set up.
@@ -100,6 +101,7 @@ impl Cluster {
             data,
             dir,
         };
+        cluster.register();
         run(as_server(cluster.bin.join("initdb")).arg("-D").arg(&cluster.data).args([
             "--no-sync",
             "--data-checksums",
@@ -149,7 +151,7 @@ impl Cluster {
         let file = data.join("postmaster.pid");
         let text = fs::read_to_string(&file).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        Ok(Self {
+        let cluster = Self {
             dir: dir.to_path_buf(),
             store: PathBuf::from(format!("{}.strata", data.display())),
             sockets: PathBuf::from(lines.get(4).copied().unwrap_or_default()),
@@ -157,7 +159,18 @@ impl Cluster {
             data: data.to_path_buf(),
             bin: process::pg_config("bindir")?,
             keep: std::env::var_os("STRATA_KEEP").is_some(),
-        })
+        };
+        cluster.register();
+        Ok(cluster)
+    }
+
+    fn register(&self) {
+        let entry = (self.data.clone(), self.dir.clone(), self.store.clone());
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+
+    fn deregister(&self) {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|(data, ..)| data != &self.data);
     }
 
     /// The directory that holds everything of this cluster.
@@ -253,8 +266,7 @@ impl Cluster {
 
     /// The postmaster's process id, if it runs.
     pub fn postmaster(&self) -> Option<i32> {
-        let text = fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
-        text.lines().next()?.trim().parse().ok().filter(|&pid| alive(pid))
+        postmaster_of(&self.data)
     }
 
     /// kill -9 of the postmaster and of every process below it, as a power failure would (but for the page cache).
@@ -325,12 +337,45 @@ impl Cluster {
     }
 }
 
+/// Clusters that are to be stopped and removed when this process is told to end: data directory, directory, store.
+static RUNNING: Mutex<Vec<(PathBuf, PathBuf, PathBuf)>> = Mutex::new(Vec::new());
+
+/// From here on SIGINT and SIGTERM stop and remove this process' clusters before they end it (a drop would not run).
+pub fn stop_on_signal() -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("\nstopping what was started");
+            for (data, dir, store) in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                if let Some(postmaster) = postmaster_of(&data) {
+                    let all = descendants(postmaster);
+                    kill9(postmaster);
+                    all.into_iter().for_each(kill9);
+                }
+                let _ = fs::remove_dir_all(dir);
+                let _ = fs::remove_dir_all(store);
+            }
+            // What runs beside the servers (an agent) is below this process.
+            descendants(i32::try_from(std::process::id()).unwrap_or(0)).into_iter().for_each(kill9);
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
+
+/// The postmaster's process id, if it runs.
+fn postmaster_of(data: &Path) -> Option<i32> {
+    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    text.lines().next()?.trim().parse().ok().filter(|&pid| alive(pid))
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- {} (last lines) ---\n{}", self.log_file().display(), tail(&self.log(), 60));
         }
         if self.keep {
+            self.deregister();
             eprintln!("kept: {}", self.dir.display());
             return;
         }
@@ -339,6 +384,7 @@ impl Drop for Cluster {
         }
         let _ = fs::remove_dir_all(&self.dir);
         let _ = fs::remove_dir_all(&self.store);
+        self.deregister();
     }
 }
 

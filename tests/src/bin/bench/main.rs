@@ -9,6 +9,10 @@ use strata_tests::report::Screen;
 
 fn main() -> ExitCode {
     let mut screen = Screen::new();
+    if let Err(error) = strata_tests::cluster::stop_on_signal() {
+        eprintln!("strata: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let done = match std::env::args().nth(1).as_deref() {
         Some("warm") => warm::run(&mut screen),
         Some("backup") => backup::run(&mut screen),

@@ -21,8 +21,11 @@ pub const LATER_CHANGES: &[&str] = &[
 ];
 
 /// What nobody wanted.
-pub const ACCIDENT: &[&str] =
-    &["DELETE FROM flights WHERE origin <> 'SFO' AND date >= '2001-02-01'", "TRUNCATE flights_2001_01"];
+pub const ACCIDENT: &[&str] = &[
+    "DELETE FROM flights WHERE date >= '2001-06-01' AND origin = 'ORD'",
+    "TRUNCATE flights_2001_01",
+    "DROP TABLE flights_2001_02",
+];
 
 /// How many flights there are.
 pub fn rows(c: &mut Client) -> Result<i64> {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use postgres::Client;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use strata_tests::recovered::{self, Recovered};
 use strata_tests::report::{Screen, bytes, count, time};
 use strata_tests::{Cluster, Strata, process, twin};
@@ -10,6 +10,16 @@ use strata_tests::{Cluster, Strata, process, twin};
 /// Waits until everything up to now is in the repository.
 pub fn wait_archived(c: &mut Client, strata: &Strata) -> Result<()> {
     recovered::wait_archived(c).with_context(|| format!("archive into {}", strata.repository().display()))
+}
+
+/// Bytes of the fragment files in the repository.
+pub fn fragment_bytes_held(strata: &Strata) -> u64 {
+    process::files_below(strata.repository())
+        .iter()
+        .filter(|f| f.extension().is_some_and(|e| e == "frag"))
+        .filter_map(|f| std::fs::metadata(f).ok())
+        .map(|m| m.len())
+        .sum()
 }
 
 /// The server that came back.
@@ -68,7 +78,10 @@ pub fn first_queries(screen: &Screen, back: &Back, c: &mut Client) -> Result<OnD
 
 impl Back {
     /// Says how to connect, or stops everything.
-    pub fn farewell(mut self, screen: &Screen, keep: bool) -> Result<()> {
+    pub fn farewell(mut self, screen: &Screen, main: &mut Cluster, keep: bool) -> Result<()> {
+        if !self.recovered.fetched_all()? {
+            bail!("not all fragments could be fetched:\n{}", self.recovered.said());
+        }
         let cluster = &self.recovered.cluster;
         let psql = format!("psql -h {} -p {} -U postgres", cluster.sockets().display(), cluster.port());
         if keep {
@@ -81,11 +94,12 @@ impl Back {
                 cluster.data().display()
             ));
             self.recovered.cluster.keep();
+            // The old directory still has the socket and the repository.
+            main.keep();
         } else {
             screen.say(&format!("`make demo KEEP=1` leaves the recovered server running, to connect with: {psql}"));
             screen.say("Stopped and removed everything that was started.");
         }
-        std::thread::sleep(Duration::from_millis(10));
         Ok(())
     }
 }
