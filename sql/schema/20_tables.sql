@@ -33,8 +33,8 @@ CREATE TABLE strata.deletion (
     delta    tid NOT NULL
 );
 CREATE INDEX deletion_row ON strata.deletion (relid, row_id);
-CREATE INDEX deletion_delta ON strata.deletion (relid, delta);
-COMMENT ON TABLE strata.deletion IS 'The deletion vectors: a fragment row is deleted for a snapshot iff a row here that the snapshot sees names it. delta is the delta row that took its place in relation file filenode.';
+CREATE INDEX deletion_delta ON strata.deletion (relid, delta) WHERE delta < '(2147483648,0)';
+COMMENT ON TABLE strata.deletion IS 'The deletion vectors: a fragment row is deleted for a snapshot iff a row here that the snapshot sees names it. delta is the delta row that took its place in relation file filenode, or a virtual TID if the row was deleted.';
 
 CREATE TABLE strata.policy (
     relid         regclass PRIMARY KEY,

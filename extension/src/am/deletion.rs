@@ -88,7 +88,9 @@ pub unsafe fn deleted(relid: pg_sys::Oid, snapshot: pg_sys::Snapshot) -> Roaring
         if (*snapshot).snapshot_type == pg_sys::SnapshotType::SNAPSHOT_ANY {
             return rows;
         }
-        for deletion in DeletionScan::new(&oids, relid, None, snapshot) {
+        // Those of fragments that the table had in an earlier file have lower row ids.
+        let first = super::fragments::first_row_id(relid);
+        for deletion in DeletionScan::from(&oids, relid, first, snapshot) {
             rows.insert(deletion.row_id);
         }
     }

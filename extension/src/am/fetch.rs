@@ -74,7 +74,7 @@ pub unsafe extern "C-unwind" fn tuple_get_latest_tid(scan: TableScanDesc, at: It
             let Some(oids) = catalog::oids() else { return };
             let rel = (*scan).rs_rd;
             let promoted = catalog::DeletionScan::new(&oids, (*rel).rd_id, Some(row_id), (*scan).rs_snapshot)
-                .find(|d| d.filenode == compat::filenode(rel));
+                .find(|d| d.is_promotion() && d.filenode == compat::filenode(rel));
             match promoted {
                 Some(d) => *at = d.delta,
                 None => return,

@@ -157,6 +157,11 @@ pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
     (!table.list.is_empty()).then_some(table)
 }
 
+/// The lowest row id of the fragments of a table that this backend has looked at, else 0.
+pub fn first_row_id(relid: Oid) -> u64 {
+    TABLES.with_borrow(|t| t.get(&relid).and_then(|f| f.list.first()).map_or(0, |f| f.row.first_row_id))
+}
+
 /// Forgets what is known of a table (of all for InvalidOid); called for every relation-cache invalidation.
 pub fn invalidate(relid: Oid) {
     TABLES.with(|t| {

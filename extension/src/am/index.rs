@@ -200,6 +200,8 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
     // SAFETY: the arguments are index.c's.
     unsafe {
         let leader = scan.is_null() || ParallelWorkerNumber < 0;
+        // In a parallel build core began the scan, with our descriptor; the heap ends its own part of it.
+        let heap_scan = if scan.is_null() { scan } else { super::scan::inner(scan) };
         let delta = as_heap(rel, || {
             guarded(|| {
                 heap().index_build_range_scan.unwrap_unchecked()(
@@ -213,7 +215,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
                     blocks,
                     callback,
                     state,
-                    scan,
+                    heap_scan,
                 )
             })
         });

@@ -38,7 +38,25 @@ pub unsafe extern "C-unwind" fn tuple_delete(
             }
             return result;
         };
-        let Some(target) = promote::target(rel, row_id, cid, policy(wait)) else { return TM_Result::TM_BeingModified };
+        // A row that moves to another partition leaves word of it in its heap tuple.
+        if !changing_part {
+            match promote::delete(rel, row_id, cid, policy(wait)) {
+                promote::Deleted::Done => {
+                    ssi::write_row(rel, row_id);
+                    return TM_Result::TM_Ok;
+                }
+                promote::Deleted::Outcome(outcome) => match outcome.report(at, cid, tmfd) {
+                    Ok(_) => {}
+                    Err(result) => return invisible_is_an_error(result, "delete"),
+                },
+                promote::Deleted::Promote => {}
+            }
+        }
+        let outcome = promote::target(rel, row_id, cid, policy(wait), promote::Purpose::Change);
+        let target = match outcome.report(at, cid, tmfd) {
+            Ok(target) => target,
+            Err(result) => return invisible_is_an_error(result, "delete"),
+        };
         let mut delta = target.delta;
         let result = call(&mut delta, target.cid, row_crosscheck(rel, row_id, crosscheck));
         finish(rel, row_id, &target, cid, result, tmfd);
@@ -68,6 +86,18 @@ unsafe fn finish(
             _ => {}
         }
     }
+}
+
+/// The heap's own words for a row that this transaction deleted before the command began.
+fn invisible_is_an_error(result: TM_Result::Type, what: &str) -> TM_Result::Type {
+    if result == TM_Result::TM_Invisible {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("attempted to {what} invisible tuple")
+        );
+    }
+    result
 }
 
 fn policy(wait: bool) -> LockWaitPolicy::Type {
@@ -147,7 +177,14 @@ pub unsafe extern "C-unwind" fn tuple_update(
             }
             return result;
         };
-        let Some(target) = promote::target(rel, row_id, cid, policy(wait)) else { return TM_Result::TM_BeingModified };
+        let outcome = promote::target(rel, row_id, cid, policy(wait), promote::Purpose::Change);
+        let target = match outcome.report(at, cid, tmfd) {
+            Ok(target) => target,
+            Err(result) => {
+                *update_indexes = compat::NO_INDEXES;
+                return invisible_is_an_error(result, "update");
+            }
+        };
         let mut delta = target.delta;
         let result = call(&mut delta, target.cid, row_crosscheck(rel, row_id, crosscheck));
         if result == TM_Result::TM_Ok {
@@ -178,7 +215,12 @@ pub unsafe extern "C-unwind" fn tuple_lock(
             })
         };
         let Some(row_id) = tid::row_id_at(at) else { return call(at, cid) };
-        let Some(target) = promote::target(rel, row_id, cid, wait_policy) else { return TM_Result::TM_WouldBlock };
+        let target = match promote::target(rel, row_id, cid, wait_policy, promote::Purpose::Lock).report(at, cid, tmfd)
+        {
+            Ok(target) => target,
+            Err(TM_Result::TM_BeingModified) => return TM_Result::TM_WouldBlock,
+            Err(result) => return result,
+        };
         let mut delta = target.delta;
         let result = call(&mut delta, target.cid);
         if result == TM_Result::TM_SelfModified {
@@ -241,7 +283,8 @@ pub unsafe extern "C-unwind" fn tuple_insert_speculative(
     // SAFETY: the arguments are the executor's, as for the heap.
     unsafe {
         for row_id in unique::conflicting(rel, slot) {
-            promote::target(rel, row_id, promote::earlier_command(cid), LockWaitPolicy::LockWaitBlock);
+            let earlier = promote::earlier_command(cid);
+            promote::target(rel, row_id, earlier, LockWaitPolicy::LockWaitBlock, promote::Purpose::Lock);
         }
         guarded(|| heap().tuple_insert_speculative.unwrap_unchecked()(rel, slot, cid, options, bistate, token));
     }

@@ -39,6 +39,10 @@ use crate::pg::catalog;
 use crate::pg::{compat, ext, failpoint, tid};
 use pgrx::pg_sys;
 use pgrx::pg_sys::LockWaitPolicy;
+use std::cell::Cell;
+
+/// From so many rows on a statement promotes by itself.
+const BULK_ROWS: u32 = 64;
 
 /// Where the heap operation that was meant for a fragment row has to happen.
 #[derive(Clone, Copy, Debug)]
@@ -51,9 +55,66 @@ pub struct Target {
     pub committed: bool,
 }
 
-/// Makes sure that fragment row `row_id` is promoted, and says where it is now.
-///
-/// Waits for a transaction that is promoting it as `policy` says: None means that the row is busy and `policy` is SKIP.
+/// What became of a fragment row that was to be changed.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// It is a delta row now.
+    Promoted(Target),
+    /// It was deleted by this transaction, by its command with this id.
+    DeletedByMe(pg_sys::CommandId),
+    /// It was deleted by this transaction, which has ended.
+    Deleted(pg_sys::TransactionId),
+    /// Another transaction is changing it, and the caller did not want to wait.
+    Busy,
+}
+
+impl Outcome {
+    /// The result of the callback for an outcome that leaves nothing to the heap.
+    ///
+    /// # Safety
+    /// `tmfd` is the callback's.
+    pub unsafe fn report(
+        self,
+        at: pg_sys::ItemPointer,
+        cid: pg_sys::CommandId,
+        tmfd: *mut pg_sys::TM_FailureData,
+    ) -> Result<Target, pg_sys::TM_Result::Type> {
+        use pg_sys::TM_Result as R;
+        // SAFETY: the caller's promise. The fields are what heap_delete and heap_lock_tuple set.
+        unsafe {
+            (*tmfd).ctid = *at;
+            (*tmfd).xmax = pg_sys::InvalidTransactionId;
+            (*tmfd).cmax = pg_sys::InvalidCommandId;
+            (*tmfd).traversed = false;
+            match self {
+                Self::Promoted(target) => Ok(target),
+                Self::Busy => Err(R::TM_BeingModified),
+                Self::DeletedByMe(by) if by >= cid => {
+                    (*tmfd).xmax = pg_sys::GetCurrentTransactionId();
+                    (*tmfd).cmax = by;
+                    Err(R::TM_SelfModified)
+                }
+                Self::DeletedByMe(_) => Err(R::TM_Invisible),
+                Self::Deleted(xid) => {
+                    (*tmfd).xmax = xid;
+                    Err(R::TM_Deleted)
+                }
+            }
+        }
+    }
+}
+
+/// What a caller wants a promotion for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To lock the row: others may want to share the lock.
+    Lock,
+    /// To change it.
+    Change,
+}
+
+/// Makes sure that fragment row `row_id` is promoted, and says where it is now, or that it is deleted. Waits for a
+/// transaction that is changing it as `policy` says.
 ///
 /// # Safety
 /// `rel` is an open warm table on which this transaction holds at least ROW SHARE.
@@ -62,32 +123,42 @@ pub unsafe fn target(
     row_id: u64,
     cid: pg_sys::CommandId,
     policy: LockWaitPolicy::Type,
-) -> Option<Target> {
+    purpose: Purpose,
+) -> Outcome {
     // SAFETY: the caller's promise.
     unsafe {
         let relid = (*rel).rd_id;
         loop {
             match deletion::latest(relid, row_id) {
                 RowState::Promoted(d) => {
-                    if d.filenode != compat::filenode(rel) || tid::row_id(&d.delta).is_some() {
+                    if !d.is_promotion() {
+                        return d.own_command.map_or(Outcome::Deleted(d.xmin), Outcome::DeletedByMe);
+                    }
+                    if d.filenode != compat::filenode(rel) {
                         StrataError::Relocated { relid, row_id }.raise();
                     }
-                    return Some(match d.own_command {
+                    return Outcome::Promoted(match d.own_command {
                         None => Target { delta: d.delta, cid, committed: true },
                         Some(mark) => {
                             Target { delta: d.delta, cid: if cid > mark { cid } else { mark + 1 }, committed: false }
                         }
                     });
                 }
-                RowState::InProgress(xid) => wait(rel, row_id, xid, policy)?,
+                RowState::InProgress(xid) => {
+                    if !wait(rel, row_id, xid, policy) {
+                        return Outcome::Busy;
+                    }
+                }
                 RowState::Live => {
                     // Promoting inserts a row, whatever the statement does; see `am::promoter` for who relies on the lock.
                     pg_sys::LockRelationOid(relid, pg_sys::RowExclusiveLock as i32);
-                    if by_promoter(rel, row_id) {
+                    if (purpose == Purpose::Lock || !bulk(relid, cid)) && by_promoter(rel, row_id) {
                         match promoter::request(relid, row_id) {
                             promoter::Reply::Done => continue,
                             promoter::Reply::Wait(xid) => {
-                                wait(rel, row_id, xid, policy)?;
+                                if !wait(rel, row_id, xid, policy) {
+                                    return Outcome::Busy;
+                                }
                                 continue;
                             }
                             promoter::Reply::Unavailable => {}
@@ -123,13 +194,79 @@ unsafe fn by_promoter(rel: pg_sys::Relation, row_id: u64) -> bool {
     }
 }
 
-/// Waits for the end of `xid`; None: it still runs and the caller wanted to skip the row.
-unsafe fn wait(
+thread_local! {
+    /// Table, command and statement that promote rows now, and how many they have.
+    static STATEMENT: Cell<(u32, pg_sys::CommandId, i64, u32)> = const { Cell::new((0, 0, 0, 0)) };
+}
+
+/// Whether a statement has changed so many rows that it goes on by itself: it is ten times as fast, and what others have to
+/// wait for are rows that this statement changes anyway.
+fn bulk(relid: pg_sys::Oid, cid: pg_sys::CommandId) -> bool {
+    // SAFETY: a plain variable of the backend.
+    let now = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
+    let (table, command, statement, rows) = STATEMENT.get();
+    let rows = if (table, command, statement) == (relid.to_u32(), cid, now) { rows + 1 } else { 1 };
+    STATEMENT.set((relid.to_u32(), cid, now, rows));
+    rows > BULK_ROWS
+}
+
+/// What came of [`delete`].
+#[derive(Clone, Copy, Debug)]
+pub enum Deleted {
+    /// The row is deleted.
+    Done,
+    /// The row is a delta row, or has to be one first.
+    Promote,
+    /// Something else had happened to it.
+    Outcome(Outcome),
+}
+
+/// Deletes fragment row `row_id` without promoting it, if it is still there: a row that nobody has promoted is locked by
+/// nobody, and who wants it from now on waits for the end of this transaction, as for a deleted heap row. A deletion that is
+/// decoded needs a heap row.
+///
+/// # Safety
+/// `rel` is an open warm table on which this transaction holds ROW EXCLUSIVE.
+pub unsafe fn delete(
     rel: pg_sys::Relation,
     row_id: u64,
-    xid: pg_sys::TransactionId,
+    cid: pg_sys::CommandId,
     policy: LockWaitPolicy::Type,
-) -> Option<()> {
+) -> Deleted {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if compat::is_logically_logged(rel) {
+            return Deleted::Promote;
+        }
+        let relid = (*rel).rd_id;
+        let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
+        let mut at = tid::from_row_id(row_id);
+        loop {
+            pg_sys::LockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
+            let state = deletion::latest(relid, row_id);
+            if matches!(state, RowState::Live) {
+                pg_sys::GetCurrentCommandId(true);
+                catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &catalog::nowhere(), cid, false);
+            }
+            pg_sys::UnlockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
+            match state {
+                RowState::Live => return Deleted::Done,
+                RowState::Promoted(d) if d.is_promotion() => return Deleted::Promote,
+                RowState::Promoted(d) => {
+                    return Deleted::Outcome(d.own_command.map_or(Outcome::Deleted(d.xmin), Outcome::DeletedByMe));
+                }
+                RowState::InProgress(xid) => {
+                    if !wait(rel, row_id, xid, policy) {
+                        return Deleted::Outcome(Outcome::Busy);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Waits for the end of `xid`; false: it still runs and the caller wanted to skip the row.
+unsafe fn wait(rel: pg_sys::Relation, row_id: u64, xid: pg_sys::TransactionId, policy: LockWaitPolicy::Type) -> bool {
     // SAFETY: `rel` is open.
     unsafe {
         match policy {
@@ -139,7 +276,7 @@ unsafe fn wait(
             }
             LockWaitPolicy::LockWaitSkip => {
                 if !compat::transaction_has_ended(xid) {
-                    return None;
+                    return false;
                 }
             }
             _ => {
@@ -149,7 +286,7 @@ unsafe fn wait(
             }
         }
     }
-    Some(())
+    true
 }
 
 /// Marks R and inserts D with its index entries, in the current transaction with command id `cid`.

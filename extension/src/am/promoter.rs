@@ -37,6 +37,8 @@ const WORKERS: usize = 16;
 const MESSAGE: usize = 200;
 /// A worker without work ends after this time, so that it does not keep a database from being dropped.
 const IDLE_MS: i64 = 2000;
+/// How long both sides stay awake for each other.
+const SPIN: std::time::Duration = std::time::Duration::from_micros(60);
 /// A worker that has not come up after this time is given up.
 const START_MS: i64 = 5000;
 
@@ -162,8 +164,27 @@ pub fn request(relid: Oid, row_id: u64) -> Reply {
             }
             _ => {}
         }
-        wait_latch(10);
+        if !spin_until(|| slot.state.load(Ordering::Acquire) >= state::DONE) {
+            wait_latch(10);
+        }
         pgrx::check_for_interrupts!();
+    }
+}
+
+/// Waits without sleeping for a time that is shorter than going to sleep and waking up again. A statement that changes
+/// many fragment rows asks for one promotion after the other, and both sides stay awake meanwhile.
+fn spin_until(mut done: impl FnMut() -> bool) -> bool {
+    let end = std::time::Instant::now() + SPIN;
+    loop {
+        for _ in 0..64 {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if std::time::Instant::now() >= end {
+            return false;
+        }
     }
 }
 
@@ -333,7 +354,14 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
             }
             return;
         }
-        wait_latch(500);
+        let asked = || {
+            shared.requests.iter().any(|r| {
+                r.state.load(Ordering::Acquire) == state::REQUESTED && r.database.load(Ordering::Relaxed) == database
+            })
+        };
+        if !spin_until(asked) {
+            wait_latch(500);
+        }
         pgrx::check_for_interrupts!();
     }
 }

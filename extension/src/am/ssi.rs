@@ -10,7 +10,7 @@
 //! Only serializable transactions pay for it.
 
 use super::deletion;
-use crate::pg::{compat, ext, guarded, tid};
+use crate::pg::{catalog, compat, ext, guarded, tid};
 use pgrx::pg_sys;
 
 /// Whether the current transaction is serializable.
@@ -35,10 +35,41 @@ pub unsafe fn read_row(rel: pg_sys::Relation, row_id: u64, snapshot: pg_sys::Sna
             return;
         }
         guarded(|| ext::PredicateLockTID(rel, &mut at, snapshot, pg_sys::InvalidTransactionId));
-        if let deletion::RowState::Promoted(d) = deletion::latest((*rel).rd_id, row_id)
-            && d.own_command.is_none()
-        {
-            conflict_out(rel, &d, snapshot);
+        let Some(oids) = catalog::oids() else { return };
+        check_writers(rel, &oids, Some(row_id), snapshot);
+    }
+}
+
+/// Looks at who has changed rows of fragments that `snapshot` still sees there.
+unsafe fn check_writers(rel: pg_sys::Relation, oids: &catalog::Oids, row_id: Option<u64>, snapshot: pg_sys::Snapshot) {
+    let mut dirty = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
+    // SAFETY: the caller's promise; the dirty snapshot outlives the scan and shows the deletions of all that have not
+    // rolled back.
+    unsafe {
+        let relid = (*rel).rd_id;
+        let changed: Vec<_> = catalog::DeletionScan::new(oids, relid, row_id, &raw mut dirty).collect();
+        for d in changed {
+            if d.own_command.is_none() && deletion::visible(relid, d.row_id, snapshot) {
+                // Whoever promoted the row in a transaction of its own is not serializable, and does not count.
+                conflict_out_with(rel, d.xmin, snapshot);
+                if d.is_promotion() {
+                    conflict_out(rel, &d, snapshot);
+                }
+            }
+        }
+    }
+}
+
+/// `HeapCheckForSerializableConflictOut` for a writer that is known.
+unsafe fn conflict_out_with(rel: pg_sys::Relation, xid: pg_sys::TransactionId, snapshot: pg_sys::Snapshot) {
+    // SAFETY: the arguments are the caller's.
+    unsafe {
+        if !compat::is_normal(xid) || pg_sys::TransactionIdIsCurrentTransactionId(xid) {
+            return;
+        }
+        let xid = pg_sys::SubTransGetTopmostTransaction(xid);
+        if !pg_sys::TransactionIdPrecedes(xid, pg_sys::TransactionXmin) {
+            guarded(|| ext::CheckForSerializableConflictOut(rel, xid, snapshot));
         }
     }
 }
@@ -51,25 +82,19 @@ pub unsafe fn read_table(rel: pg_sys::Relation, snapshot: pg_sys::Snapshot) {
     if !serializable() {
         return;
     }
-    let Some(oids) = crate::pg::catalog::oids() else { return };
-    // SAFETY: the caller's promise; SnapshotSelf lives as long as the scan.
+    let Some(oids) = catalog::oids() else { return };
+    // SAFETY: the caller's promise.
     unsafe {
         if (*snapshot).snapshot_type != pg_sys::SnapshotType::SNAPSHOT_MVCC {
             return;
         }
         guarded(|| ext::PredicateLockRelation(rel, snapshot));
-        let mut own = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
-        let promoted: Vec<_> = crate::pg::catalog::DeletionScan::new(&oids, (*rel).rd_id, None, &raw mut own).collect();
-        for d in promoted {
-            if d.own_command.is_none() && deletion::visible((*rel).rd_id, d.row_id, snapshot) {
-                conflict_out(rel, &d, snapshot);
-            }
-        }
+        check_writers(rel, &oids, None, snapshot);
     }
 }
 
 /// The row is read at R, its writer is known at D.
-unsafe fn conflict_out(rel: pg_sys::Relation, d: &crate::pg::catalog::Deletion, snapshot: pg_sys::Snapshot) {
+unsafe fn conflict_out(rel: pg_sys::Relation, d: &catalog::Deletion, snapshot: pg_sys::Snapshot) {
     // SAFETY: `rel` is open; heap_fetch pins the buffer of a tuple that it finds, SnapshotAny finds any that is there.
     unsafe {
         if d.filenode != compat::filenode(rel) {

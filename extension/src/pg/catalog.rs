@@ -95,12 +95,25 @@ impl SysScan {
     /// Scans `table` through `index` for rows whose first index columns equal `keys` (attribute number, equality
     /// function, value); `snapshot` null means a fresh catalog snapshot.
     unsafe fn new(table: Oid, index: Oid, keys: &[(i16, u32, Datum)], snapshot: pg_sys::Snapshot) -> Self {
+        let equal = pg_sys::BTEqualStrategyNumber;
+        let keys: Vec<_> = keys.iter().map(|(attnum, proc_, value)| (*attnum, equal, *proc_, *value)).collect();
+        // SAFETY: the caller's promise.
+        unsafe { Self::with_strategies(table, index, &keys, snapshot) }
+    }
+
+    /// [`SysScan::new`] with other operators than equality.
+    unsafe fn with_strategies(
+        table: Oid,
+        index: Oid,
+        keys: &[(i16, u32, u32, Datum)],
+        snapshot: pg_sys::Snapshot,
+    ) -> Self {
         // SAFETY: the OIDs are of the catalog's tables; systable_beginscan copies the keys.
         unsafe {
             let rel = pg_sys::table_open(table, pg_sys::AccessShareLock as i32);
             let mut scankeys = [pg_sys::ScanKeyData::default(); 3];
-            for (key, (attnum, proc_, value)) in scankeys.iter_mut().zip(keys) {
-                pg_sys::ScanKeyInit(key, *attnum, pg_sys::BTEqualStrategyNumber as u16, Oid::from(*proc_), *value);
+            for (key, (attnum, strategy, proc_, value)) in scankeys.iter_mut().zip(keys) {
+                pg_sys::ScanKeyInit(key, *attnum, *strategy as u16, Oid::from(*proc_), *value);
             }
             let any = if snapshot.is_null() { null_mut() } else { &raw mut pg_sys::SnapshotAnyData };
             let desc = pg_sys::systable_beginscan(rel, index, true, any, keys.len() as i32, scankeys.as_mut_ptr());
@@ -177,8 +190,23 @@ pub struct Deletion {
     pub filenode: Oid,
     /// The delta row that took its place.
     pub delta: pg_sys::ItemPointerData,
+    /// The transaction that wrote it.
+    pub xmin: pg_sys::TransactionId,
     /// The command that wrote it, if the current transaction did.
     pub own_command: Option<pg_sys::CommandId>,
+}
+
+/// What stands in `strata.deletion.delta` for a row that was deleted, not promoted: no delta row has a virtual TID. (The
+/// index on `delta` leaves such rows out.)
+pub fn nowhere() -> pg_sys::ItemPointerData {
+    super::tid::from_row_id(0)
+}
+
+impl Deletion {
+    /// Whether a delta row took the fragment row's place.
+    pub fn is_promotion(&self) -> bool {
+        super::tid::row_id(&self.delta).is_none()
+    }
 }
 
 /// A scan of the deletion vectors of one table.
@@ -195,6 +223,19 @@ impl DeletionScan {
         let n = if row_id.is_some() { 2 } else { 1 };
         // SAFETY: index and keys fit the table.
         Self(unsafe { SysScan::new(oids.deletion, oids.deletion_row, &keys[..n], snapshot) })
+    }
+
+    /// The deletions of `relid` with row ids from `first` up that `snapshot` sees.
+    ///
+    /// # Safety
+    /// `snapshot` outlives the scan.
+    pub unsafe fn from(oids: &Oids, relid: Oid, first: u64, snapshot: pg_sys::Snapshot) -> Self {
+        let keys = [
+            (1, pg_sys::BTEqualStrategyNumber, pg_sys::F_OIDEQ, Datum::from(relid)),
+            (2, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_INT8GE, Datum::from(first as i64)),
+        ];
+        // SAFETY: index and keys fit the table.
+        Self(unsafe { SysScan::with_strategies(oids.deletion, oids.deletion_row, &keys, snapshot) })
     }
 
     /// The deletions whose delta row is (or was) at `delta`.
@@ -233,6 +274,7 @@ impl Iterator for DeletionScan {
                 row_id: values[1].value() as u64,
                 filenode: Oid::from(values[2].value() as u32),
                 delta: *values[3].cast_mut_ptr::<pg_sys::ItemPointerData>(),
+                xmin,
                 own_command: own.then(|| pg_sys::HeapTupleHeaderGetCmin(header)),
             })
         }
@@ -264,7 +306,10 @@ pub fn insert_deletion(
             options |= pg_sys::HEAP_INSERT_FROZEN as i32;
         }
         pg_sys::heap_insert(rel, tuple, cid, options, null_mut());
-        for (index, attrs) in [(oids.deletion_row, [0usize, 1]), (oids.deletion_delta, [0, 3])] {
+        // The index on delta is partial: rows that were deleted have no delta row to be found by.
+        let indexes = [(oids.deletion_row, [0usize, 1]), (oids.deletion_delta, [0, 3])];
+        let wanted = if super::tid::row_id(delta).is_none() { 2 } else { 1 };
+        for (index, attrs) in indexes.into_iter().take(wanted) {
             let index = pg_sys::index_open(index, pg_sys::RowExclusiveLock as i32);
             let mut keys = attrs.map(|a| values[a]);
             let mut isnull = [false; 2];

@@ -341,3 +341,27 @@ pub unsafe fn group_clause(root: *mut pg_sys::PlannerInfo) -> *mut pg_sys::List 
         return (*root).processed_groupClause;
     }
 }
+
+/// What `tuple_update` reports when it changed nothing.
+#[cfg(feature = "pg15")]
+pub const NO_INDEXES: UpdateIndexes = false;
+/// What `tuple_update` reports when it changed nothing.
+#[cfg(not(feature = "pg15"))]
+pub const NO_INDEXES: UpdateIndexes = pg_sys::TU_UpdateIndexes::TU_None;
+
+/// `TransactionIdIsNormal`
+pub fn is_normal(xid: pg_sys::TransactionId) -> bool {
+    u32::from(xid) >= u32::from(pg_sys::FirstNormalTransactionId)
+}
+
+/// Whether changes of a table are decoded (`RelationIsLogicallyLogged`).
+///
+/// # Safety
+/// `rel` is open.
+pub unsafe fn is_logically_logged(rel: pg_sys::Relation) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::wal_level >= pg_sys::WalLevel::WAL_LEVEL_LOGICAL as i32
+            && (*(*rel).rd_rel).relpersistence == pg_sys::RELPERSISTENCE_PERMANENT as i8
+    }
+}

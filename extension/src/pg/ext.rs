@@ -47,6 +47,8 @@ unsafe extern "C-unwind" {
     pub fn PredicateLockRelation(relation: Relation, snapshot: Snapshot);
     /// `predicate.c`
     pub fn CheckForSerializableConflictIn(relation: Relation, tid: ItemPointer, blkno: BlockNumber);
+    /// `predicate.c`
+    pub fn CheckForSerializableConflictOut(relation: Relation, xid: TransactionId, snapshot: Snapshot);
     /// `nodeFuncs.c`
     #[cfg(not(feature = "pg18"))]
     #[cfg_attr(not(feature = "pg15"), link_name = "planstate_tree_walker_impl")]

@@ -27,7 +27,7 @@ use super::writer::{self, FragmentWriter};
 use crate::am::{analyze, handler, unique};
 use crate::error::StrataError;
 use crate::guc;
-use crate::pg::catalog::{self};
+use crate::pg::catalog;
 use crate::pg::{OpenRelation, compat, ext, failpoint, guarded};
 use pgrx::pg_sys::*;
 use roaring::RoaringBitmap;
@@ -373,7 +373,7 @@ fn mark_gone(relid: Oid, filenode: Oid, copied: &Copied, gone: &[u64]) {
     }
     let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
     let gone: std::collections::HashSet<u64> = gone.iter().copied().collect();
-    let nowhere = crate::pg::tid::from_row_id(0);
+    let nowhere = catalog::nowhere();
     // SAFETY: a transaction is in progress.
     let cid = unsafe { GetCurrentCommandId(true) };
     for f in &copied.finished {

@@ -140,14 +140,7 @@ unsafe fn run_top_level(sql: &std::ffi::CStr, tag: pg_sys::CommandTag::Type) {
         let plans = pg_sys::pg_plan_queries(queries, sql.as_ptr(), 0, std::ptr::null_mut());
         pg_sys::PopActiveSnapshot();
         let portal = pg_sys::CreatePortal(c"".as_ptr(), true, true);
-        pg_sys::PortalDefineQuery(
-            portal,
-            std::ptr::null(),
-            sql.as_ptr(),
-            tag,
-            plans,
-            std::ptr::null_mut(),
-        );
+        pg_sys::PortalDefineQuery(portal, std::ptr::null(), sql.as_ptr(), tag, plans, std::ptr::null_mut());
         pg_sys::PortalStart(portal, std::ptr::null_mut(), 0, std::ptr::null_mut());
         let receiver = pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestNone);
         crate::pg::compat::portal_run(portal, receiver);

@@ -174,12 +174,7 @@ impl FragmentWriter {
         let written = self.take(finished);
         let tags = std::mem::take(&mut self.tags);
         self.finished.push(Finished {
-            row: FragmentRow {
-                hash: written.hash,
-                first_row_id: 0,
-                row_count: written.rows,
-                bytes: written.bytes,
-            },
+            row: FragmentRow { hash: written.hash, first_row_id: 0, row_count: written.rows, bytes: written.bytes },
             tags: written.order.iter().map(|i| tags[*i as usize]).collect(),
         });
         failpoint::hit(failpoint::MOVE_FRAGMENT_WRITTEN);
