@@ -343,13 +343,7 @@ impl Batch {
 }
 
 /// A column that the fragment does not have: one value for all rows.
-fn missing(
-    tupdesc: pg_sys::TupleDesc,
-    attribute: usize,
-    value: pg_sys::Datum,
-    is_null: bool,
-    rows: usize,
-) -> Column {
+fn missing(tupdesc: pg_sys::TupleDesc, attribute: usize, value: pg_sys::Datum, is_null: bool, rows: usize) -> Column {
     // SAFETY: the attribute is one of the descriptor's, and the datum is of its type.
     let (ty, value) = unsafe {
         let attr = crate::pg::compat::attribute(tupdesc, attribute);
@@ -370,10 +364,9 @@ fn missing(
         Value::F32(v) => ColumnData::F32(vec![*v; rows]),
         Value::F64(v) => ColumnData::F64(vec![*v; rows]),
         Value::I128(v) => ColumnData::I128(vec![*v; rows]),
-        Value::Bytes(v) => ColumnData::Bytes {
-            offsets: (0..=rows).map(|i| (i * v.len()) as u32).collect(),
-            data: v.repeat(rows),
-        },
+        Value::Bytes(v) => {
+            ColumnData::Bytes { offsets: (0..=rows).map(|i| (i * v.len()) as u32).collect(), data: v.repeat(rows) }
+        }
         Value::Null => empty(ty, rows),
     };
     Column { data, nulls: value.is_null().then(|| vec![true; rows]) }

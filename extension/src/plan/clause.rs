@@ -75,9 +75,7 @@ pub struct Leaf {
 fn class_of(type_: Oid) -> Option<(Class, u32)> {
     Some(match type_ {
         pg_sys::BOOLOID => (Class::Bool, pg_sys::BOOL_BTREE_FAM_OID.to_u32()),
-        pg_sys::INT2OID | pg_sys::INT4OID | pg_sys::INT8OID => {
-            (Class::Int, pg_sys::INTEGER_BTREE_FAM_OID.to_u32())
-        }
+        pg_sys::INT2OID | pg_sys::INT4OID | pg_sys::INT8OID => (Class::Int, pg_sys::INTEGER_BTREE_FAM_OID.to_u32()),
         pg_sys::DATEOID => (Class::Date, DATETIME_FAMILY),
         pg_sys::TIMESTAMPOID => (Class::Timestamp, DATETIME_FAMILY),
         pg_sys::TIMESTAMPTZOID => (Class::TimestampTz, DATETIME_FAMILY),
@@ -339,7 +337,9 @@ impl Leaf {
                     pg_sys::INT4OID => i128::from(value.value() as i32),
                     _ => i128::from(value.value() as i64),
                 }),
-                Class::Timestamp if type_ == pg_sys::DATEOID => Scalar::Int(i128::from(date_to_timestamp(value.value() as i32))),
+                Class::Timestamp if type_ == pg_sys::DATEOID => {
+                    Scalar::Int(i128::from(date_to_timestamp(value.value() as i32)))
+                }
                 Class::Timestamp | Class::TimestampTz | Class::Time => Scalar::Int(i128::from(value.value() as i64)),
                 Class::Float => Scalar::Int(i128::from(float_key(match type_ {
                     pg_sys::FLOAT4OID => f64::from(f32::from_bits(value.value() as u32)),
@@ -386,8 +386,8 @@ impl Leaf {
             ints.sort_unstable();
             ints.dedup();
             match (ints.is_empty(), bytes.is_empty()) {
-                (true, true) => Test::Never,
-                (false, _) => Test::Among(ints),
+                (true, true) if self.class != Class::Numeric => Test::Never,
+                (false, _) | (true, true) => Test::Among(ints),
                 (true, false) => Test::AmongBytes(bytes),
             }
         }
@@ -414,19 +414,20 @@ fn compare(op: Op, scalar: Scalar) -> Test {
             Op::Gt => bytes(Some((v, false)), None, false),
             Op::Ne => bytes(Some((v.clone(), true)), Some((v, true)), true),
         },
+        // Not Never: where a column holds NaN it is kept as bytes, to which a range is not put.
         Scalar::Between(v) => match op {
             Op::Lt | Op::Le => range(i128::MIN, v, false),
             Op::Ge | Op::Gt => range(v.saturating_add(1), i128::MAX, false),
-            Op::Eq => Test::Never,
-            Op::Ne => Test::Null(false),
+            Op::Eq => range(i128::MAX, i128::MIN, false),
+            Op::Ne => range(i128::MIN, i128::MAX, false),
         },
         Scalar::AboveAll => match op {
-            Op::Lt | Op::Le | Op::Ne => Test::Null(false),
-            Op::Eq | Op::Ge | Op::Gt => Test::Never,
+            Op::Lt | Op::Le | Op::Ne => range(i128::MIN, i128::MAX, false),
+            Op::Eq | Op::Ge | Op::Gt => range(i128::MAX, i128::MIN, false),
         },
         Scalar::BelowAll => match op {
-            Op::Ge | Op::Gt | Op::Ne => Test::Null(false),
-            Op::Eq | Op::Lt | Op::Le => Test::Never,
+            Op::Ge | Op::Gt | Op::Ne => range(i128::MIN, i128::MAX, false),
+            Op::Eq | Op::Lt | Op::Le => range(i128::MAX, i128::MIN, false),
         },
     }
 }

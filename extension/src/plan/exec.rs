@@ -127,10 +127,8 @@ pub struct Methods<T>(pub T);
 unsafe impl<T> Sync for Methods<T> {}
 
 /// How PostgreSQL makes the state.
-pub static SCAN_METHODS: Methods<pg_sys::CustomScanMethods> = Methods(pg_sys::CustomScanMethods {
-    CustomName: c"WarmScan".as_ptr(),
-    CreateCustomScanState: Some(create),
-});
+pub static SCAN_METHODS: Methods<pg_sys::CustomScanMethods> =
+    Methods(pg_sys::CustomScanMethods { CustomName: c"WarmScan".as_ptr(), CreateCustomScanState: Some(create) });
 
 static EXEC_METHODS: Methods<pg_sys::CustomExecMethods> = Methods(pg_sys::CustomExecMethods {
     CustomName: c"WarmScan".as_ptr(),
@@ -205,8 +203,7 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
         for clause in items::<pg_sys::Node>((*plan).scan.plan.qual) {
             match clause::analyze(null_mut(), clause, varno, tupdesc) {
                 Some(leaf) => {
-                    expressions
-                        .push(leaf.expression().map_or(null_mut(), |e| pg_sys::ExecInitExpr(e, parent)));
+                    expressions.push(leaf.expression().map_or(null_mut(), |e| pg_sys::ExecInitExpr(e, parent)));
                     leaves.push(leaf);
                     pushed.push(clause);
                 }
@@ -215,8 +212,11 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
         }
         let private = Private::from_list((*plan).custom_private);
         // Rows that are looked up are checked against everything.
-        (*state).rest =
-            if private.lookup.is_some() { (*parent).qual } else { pg_sys::ExecInitQual(from_items(rest.iter().copied()), parent) };
+        (*state).rest = if private.lookup.is_some() {
+            (*parent).qual
+        } else {
+            pg_sys::ExecInitQual(from_items(rest.iter().copied()), parent)
+        };
 
         let mut wanted = null_mut();
         pg_sys::pull_varattnos((*plan).scan.plan.targetlist.cast(), varno as u32, &mut wanted);
@@ -250,13 +250,8 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
                 index = Some(DeltaIndex::open(rel, oid, (*estate).es_snapshot, &leaves, &matched, context));
             }
         }
-        let lookup_context = pg_sys::AllocSetContextCreateInternal(
-            context,
-            c"strata lookup row".as_ptr(),
-            0,
-            1024,
-            8 * 1024 * 1024,
-        );
+        let lookup_context =
+            pg_sys::AllocSetContextCreateInternal(context, c"strata lookup row".as_ptr(), 0, 1024, 8 * 1024 * 1024);
         let scan = Scan {
             private,
             leaves,
@@ -291,7 +286,8 @@ unsafe fn index_columns(index: Oid, n: usize) -> Option<Vec<i16>> {
     unsafe {
         let rel = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
         let form = &*(*rel).rd_index;
-        let columns = std::slice::from_raw_parts(form.indkey.values.as_ptr(), n.min(form.indnkeyatts as usize)).to_vec();
+        let columns =
+            std::slice::from_raw_parts(form.indkey.values.as_ptr(), n.min(form.indnkeyatts as usize)).to_vec();
         pg_sys::index_close(rel, pg_sys::NoLock as i32);
         (columns.len() == n).then_some(columns)
     }
@@ -588,7 +584,21 @@ pub unsafe fn stats(state: *mut WarmScanState) -> Stats {
 /// # Safety
 /// The node was begun and reads fragments only.
 pub unsafe fn next_batch(state: *mut WarmScanState) -> Option<super::blocks::Batch> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise; EXPLAIN ANALYZE measures the node as if the executor had run it.
+    unsafe {
+        let instrument = (*state).css.ss.ps.instrument;
+        if instrument.is_null() {
+            return next_measured(state);
+        }
+        pg_sys::InstrStartNode(instrument);
+        let batch = next_measured(state);
+        pg_sys::InstrStopNode(instrument, batch.as_ref().map_or(0.0, |b| b.selection.len() as f64));
+        batch
+    }
+}
+
+unsafe fn next_measured(state: *mut WarmScanState) -> Option<super::blocks::Batch> {
+    // SAFETY: as for `next_batch`.
     unsafe {
         if (*state).phase == Phase::Start {
             start(state.cast());

@@ -68,13 +68,8 @@ impl DeltaIndex {
                 keys.push(key);
             }
             let desc = compat::index_beginscan(rel, index, snapshot, keys.len() as i32);
-            let context = pg_sys::AllocSetContextCreateInternal(
-                context,
-                c"strata lookup".as_ptr(),
-                0,
-                1024,
-                8 * 1024 * 1024,
-            );
+            let context =
+                pg_sys::AllocSetContextCreateInternal(context, c"strata lookup".as_ptr(), 0, 1024, 8 * 1024 * 1024);
             Self { index, desc, keys, context, leaves: matched.to_vec() }
         }
     }
@@ -95,13 +90,7 @@ impl DeltaIndex {
                 key.sk_argument = guarded(|| ext::datumCopy(value, by_value, i32::from(length)));
             }
             pg_sys::MemoryContextSwitchTo(old);
-            pg_sys::index_rescan(
-                self.desc,
-                self.keys.as_mut_ptr(),
-                self.keys.len() as i32,
-                std::ptr::null_mut(),
-                0,
-            );
+            pg_sys::index_rescan(self.desc, self.keys.as_mut_ptr(), self.keys.len() as i32, std::ptr::null_mut(), 0);
         }
     }
 
@@ -154,9 +143,8 @@ impl FragmentKeys {
             let (mut columns, mut values, mut possible) = (Vec::new(), Vec::new(), true);
             for (leaf, test) in tests {
                 // SAFETY: the attribute is the table's.
-                let source = unsafe {
-                    crate::am::fragments::column_source(&fragment, (*rel).rd_att, leaf.attnum as usize - 1)
-                };
+                let source =
+                    unsafe { crate::am::fragments::column_source(&fragment, (*rel).rd_att, leaf.attnum as usize - 1) };
                 match source {
                     ColumnSource::Column(column, kind) if kind == leaf.kind => {
                         match wanted(test, fragment.schema().columns[column].ty) {

@@ -135,9 +135,7 @@ impl Planned {
             let (cost, rows) = match part {
                 Part::All => (delta + fragments, (*path).path.rows),
                 Part::Fragments => (fragments, (*path).path.rows),
-                Part::Delta => {
-                    (delta, ((*path).path.rows * delta_tuples / rel.tuples.max(1.0)).max(1.0))
-                }
+                Part::Delta => (delta, ((*path).path.rows * delta_tuples / rel.tuples.max(1.0)).max(1.0)),
             };
             (*path).path.rows = rows;
             (*path).path.startup_cost = rel.baserestrictcost.startup + output.startup;
@@ -179,11 +177,6 @@ impl Planned {
             fragments - survivors * ROW_COST
         }
     }
-
-    /// The rows of fragments that come through the clauses, about.
-    pub fn fragment_rows(&self) -> f64 {
-        self.estimate.kept as f64
-    }
 }
 
 /// Whether the file is here: planning does not fetch.
@@ -198,8 +191,8 @@ unsafe fn needed_columns(rel: *mut pg_sys::RelOptInfo) -> Option<f64> {
         let mut wanted = null_mut();
         pg_sys::pull_varattnos((*(*rel).reltarget).exprs.cast(), (*rel).relid, &mut wanted);
         let output = pg_sys::bms_num_members(wanted);
-        for info in items::<pg_sys::RestrictInfo>((*rel).baserestrictinfo)
-            .chain(items::<pg_sys::RestrictInfo>((*rel).joininfo))
+        for info in
+            items::<pg_sys::RestrictInfo>((*rel).baserestrictinfo).chain(items::<pg_sys::RestrictInfo>((*rel).joininfo))
         {
             pg_sys::pull_varattnos((*info).clause.cast(), (*rel).relid, &mut wanted);
         }
@@ -259,11 +252,11 @@ unsafe extern "C-unwind" fn set_rel_pathlist(
         pg_sys::add_path(rel, planned.path(root, Part::All).cast());
         if (*rel).consider_parallel && (*rel).lateral_relids.is_null() {
             let pages = planned.delta_pages + planned.estimate.kept as f64 / ROWS_A_PAGE;
-            let workers =
-                pg_sys::compute_parallel_worker(rel, pages, -1.0, pg_sys::max_parallel_workers_per_gather);
+            let workers = pg_sys::compute_parallel_worker(rel, pages, -1.0, pg_sys::max_parallel_workers_per_gather);
             if workers > 0 {
                 let path = planned.path(root, Part::All);
-                let leader = if pg_sys::parallel_leader_participation { (1.0 - 0.3 * f64::from(workers)).max(0.0) } else { 0.0 };
+                let leader =
+                    if pg_sys::parallel_leader_participation { (1.0 - 0.3 * f64::from(workers)).max(0.0) } else { 0.0 };
                 let divisor = f64::from(workers) + leader;
                 (*path).path.parallel_aware = true;
                 (*path).path.parallel_workers = workers;
@@ -321,9 +314,9 @@ unsafe fn fits_index(leaf: &Leaf, keys: &[i16], index: *mut pg_sys::IndexOptInfo
     let clause::Ask::Compare { op: clause::Op::Eq, opno, .. } = leaf.ask else { return false };
     // SAFETY: the index has a family for each key column.
     unsafe {
-        keys.iter().enumerate().any(|(i, k)| {
-            *k == leaf.attnum && pg_sys::get_op_opfamily_strategy(opno, *(*index).opfamily.add(i)) == 3
-        })
+        keys.iter()
+            .enumerate()
+            .any(|(i, k)| *k == leaf.attnum && pg_sys::get_op_opfamily_strategy(opno, *(*index).opfamily.add(i)) == 3)
     }
 }
 

@@ -189,7 +189,8 @@ impl Rows {
                 (ColumnData::F64(v), _) => by_value!(v, |x: f64| Datum::from(x.to_bits())),
                 (ColumnData::Bytes { .. }, Kind::Varlena) => {
                     arena.clear();
-                    let bytes: usize = window.clone().map(|i| column.data.bytes(batch.selection.row(i)).len() + 12).sum();
+                    let bytes: usize =
+                        window.clone().map(|i| column.data.bytes(batch.selection.row(i)).len() + 12).sum();
                     arena.reserve(bytes);
                     for i in window.clone() {
                         values.push(push_varlena(arena, column.data.bytes(batch.selection.row(i)), packable));

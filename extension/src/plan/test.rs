@@ -77,8 +77,12 @@ impl Test {
     fn holds_bytes(&self, bytes: &[u8]) -> bool {
         match self {
             Self::Bytes { lo, hi, negate } => {
-                let above = lo.as_ref().is_none_or(|(b, with)| if *with { bytes >= b.as_slice() } else { bytes > b.as_slice() });
-                let below = hi.as_ref().is_none_or(|(b, with)| if *with { bytes <= b.as_slice() } else { bytes < b.as_slice() });
+                let above = lo
+                    .as_ref()
+                    .is_none_or(|(b, with)| if *with { bytes >= b.as_slice() } else { bytes > b.as_slice() });
+                let below = hi
+                    .as_ref()
+                    .is_none_or(|(b, with)| if *with { bytes <= b.as_slice() } else { bytes < b.as_slice() });
                 (above && below) != *negate
             }
             Self::AmongBytes(set) => set.contains(bytes),

@@ -2,7 +2,7 @@
 //!
 //! Its child is a WarmScan over fragments, which it drives block by block; the scan's clauses are put as in a scan.
 
-use super::keys::Keys;
+use super::keys::{Groups, Keys};
 use super::spec::{self, Output};
 use super::state::States;
 use crate::am::datum;
@@ -37,10 +37,8 @@ struct WarmAggregateState {
 }
 
 /// How PostgreSQL makes the state.
-pub static SCAN_METHODS: Methods<pg_sys::CustomScanMethods> = Methods(pg_sys::CustomScanMethods {
-    CustomName: c"WarmAggregate".as_ptr(),
-    CreateCustomScanState: Some(create),
-});
+pub static SCAN_METHODS: Methods<pg_sys::CustomScanMethods> =
+    Methods(pg_sys::CustomScanMethods { CustomName: c"WarmAggregate".as_ptr(), CreateCustomScanState: Some(create) });
 
 static EXEC_METHODS: Methods<pg_sys::CustomExecMethods> = Methods(pg_sys::CustomExecMethods {
     CustomName: c"WarmAggregate".as_ptr(),
@@ -136,13 +134,16 @@ impl Aggregation {
             // SAFETY: the scan gave a batch, so its blocks are there.
             let Some(blocks) = (unsafe { (*(*scan).scan).blocks.as_ref() }) else { break };
             if self.keys.is_empty() {
-                self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, None));
+                self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, &Groups::One(0)));
                 continue;
             }
             let groups = self.keys.groups(blocks, &mut batch);
             self.grow(self.keys.len());
-            groups.iter().for_each(|g| self.rows[*g as usize] += 1);
-            self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, Some(&groups)));
+            match &groups {
+                Groups::One(g) => self.rows[*g as usize] += batch.selection.len() as u64,
+                Groups::Each(groups) => groups.iter().for_each(|g| self.rows[*g as usize] += 1),
+            }
+            self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, &groups));
             if self.keys.len() >= MANY_GROUPS {
                 self.next = Some(0);
                 return;

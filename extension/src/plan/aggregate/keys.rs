@@ -12,7 +12,7 @@ use pgrx::pg_sys::Datum;
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use strata_fragment::{Column, ColumnData};
+use strata_fragment::{Column, ColumnData, Value};
 
 /// A hash that is good enough for numbers and short strings, and fast.
 #[derive(Default)]
@@ -45,6 +45,14 @@ impl Hasher for FastHasher {
     fn write_usize(&mut self, v: usize) {
         self.add(v as u64);
     }
+}
+
+/// The groups of the rows of a batch.
+pub enum Groups {
+    /// One for all of them.
+    One(u32),
+    /// Each its own.
+    Each(Vec<u32>),
 }
 
 type Map<K> = HashMap<K, u32, BuildHasherDefault<FastHasher>>;
@@ -127,9 +135,9 @@ impl Keys {
         found
     }
 
-    /// The group of each row of the batch's selection.
-    pub fn groups(&mut self, scan: &BlockScan, batch: &mut Batch) -> Vec<u32> {
-        let mut groups: Vec<u32> = Vec::new();
+    /// The groups of the rows of the batch's selection.
+    pub fn groups(&mut self, scan: &BlockScan, batch: &mut Batch) -> Groups {
+        let mut groups = Groups::One(0);
         for i in 0..self.columns.len() {
             let (unit, attribute, values) = &mut self.columns[i];
             let numbers = values.numbers(*unit, *attribute, scan, batch, self.context);
@@ -138,19 +146,41 @@ impl Keys {
                 continue;
             }
             let (map, halves) = (&mut self.pairs[i - 1], &mut self.halves[i - 1]);
-            let mut last = (u64::MAX, 0);
-            for (group, right) in groups.iter_mut().zip(numbers) {
-                let pair = (u64::from(*group) << 32) | u64::from(right);
-                if last.0 != pair {
-                    let left = *group;
-                    let number = *map.entry(pair).or_insert_with(|| {
-                        halves.push((left, right));
-                        halves.len() as u32 - 1
-                    });
-                    last = (pair, number);
+            let mut number_of = |left: u32, right: u32| {
+                *map.entry((u64::from(left) << 32) | u64::from(right)).or_insert_with(|| {
+                    halves.push((left, right));
+                    halves.len() as u32 - 1
+                })
+            };
+            groups = match (groups, numbers) {
+                (Groups::One(left), Groups::One(right)) => Groups::One(number_of(left, right)),
+                (Groups::One(left), Groups::Each(mut rights)) => {
+                    // Few distinct values as a rule: each pair is looked up once.
+                    let mut known: Vec<u32> = vec![u32::MAX; values.datums.len()];
+                    for right in &mut rights {
+                        let slot = &mut known[*right as usize];
+                        if *slot == u32::MAX {
+                            *slot = number_of(left, *right);
+                        }
+                        *right = *slot;
+                    }
+                    Groups::Each(rights)
                 }
-                *group = last.1;
-            }
+                (Groups::Each(mut lefts), numbers) => {
+                    let mut last = (u32::MAX, u32::MAX, 0);
+                    for (j, left) in lefts.iter_mut().enumerate() {
+                        let right = match &numbers {
+                            Groups::One(right) => *right,
+                            Groups::Each(rights) => rights[j],
+                        };
+                        if (last.0, last.1) != (*left, right) {
+                            last = (*left, right, number_of(*left, right));
+                        }
+                        *left = last.2;
+                    }
+                    Groups::Each(lefts)
+                }
+            };
         }
         groups
     }
@@ -164,7 +194,7 @@ impl Values {
         scan: &BlockScan,
         batch: &mut Batch,
         context: pg_sys::MemoryContext,
-    ) -> Vec<u32> {
+    ) -> Groups {
         let n = batch.selection.len();
         let (kind, constant) = match batch.fragment.sources[attribute] {
             ColumnSource::Column(_, kind) => (kind, None),
@@ -173,7 +203,10 @@ impl Values {
         if let (Some((datum, is_null)), None) = (constant, unit) {
             // One value for the whole block, a new group for it if need be: the Finalize Aggregate merges.
             let number = if is_null { self.null() } else { self.push(datum) };
-            return vec![number; n];
+            return Groups::One(number);
+        }
+        if let Some(number) = self.by_zone(unit, attribute, batch) {
+            return Groups::One(number);
         }
         if kind == Kind::Varlena
             && unit.is_none()
@@ -194,11 +227,11 @@ impl Values {
                 };
                 numbers.push(number);
             }
-            return numbers;
+            return Groups::Each(numbers);
         }
         let column = scan.column(batch, attribute);
         let rows = (0..n).map(|i| batch.selection.row(i));
-        match (&column.data, unit) {
+        Groups::Each(match (&column.data, unit) {
             (ColumnData::I64(v), Some(unit)) => self.truncated(unit, v, &column, rows),
             (ColumnData::I64(v), None) => self.of_numbers(kind, &column, rows, |i| v[i]),
             (ColumnData::I32(v), _) => self.of_numbers(kind, &column, rows, |i| i64::from(v[i])),
@@ -207,11 +240,45 @@ impl Values {
             (ColumnData::F64(v), _) => self.of_numbers(kind, &column, rows, |i| v[i].to_bits() as i64),
             (ColumnData::F32(v), _) => self.of_numbers(kind, &column, rows, |i| i64::from(v[i].to_bits())),
             _ => rows
-                .map(|row| {
-                    if column.is_null(row) { self.null() } else { self.of_bytes(kind, &column, row, context) }
-                })
+                .map(|row| if column.is_null(row) { self.null() } else { self.of_bytes(kind, &column, row, context) })
                 .collect(),
+        })
+    }
+
+    /// The number of the only value of a block, if its zone map tells that there is one.
+    fn by_zone(&mut self, unit: Option<Unit>, attribute: usize, batch: &Batch) -> Option<u32> {
+        let zone = batch.zone(attribute)?;
+        if zone.all_null() {
+            return Some(self.null());
         }
+        let (Some(min), Some(max), 0) = (&zone.min, &zone.max, zone.null_count) else { return None };
+        let (low, high) = match (min, max) {
+            (Value::I16(a), Value::I16(b)) => (i64::from(*a), i64::from(*b)),
+            (Value::I32(a), Value::I32(b)) => (i64::from(*a), i64::from(*b)),
+            (Value::I64(a), Value::I64(b)) => (*a, *b),
+            _ => return None,
+        };
+        let value = match unit {
+            Some(unit) => {
+                let (start, end) = unit.truncate(low)?;
+                (high < end).then_some(start)?
+            }
+            None => (low == high && zone.exact).then_some(low)?,
+        };
+        let next = self.datums.len() as u32;
+        let number = *self.numbers.entry(value).or_insert(next);
+        if number == next {
+            let datum = match (unit, min) {
+                (None, Value::I16(v)) => match batch.fragment.sources[attribute] {
+                    ColumnSource::Column(_, Kind::Int(1)) => Datum::from(*v as i8),
+                    _ => Datum::from(*v),
+                },
+                (None, Value::I32(v)) => Datum::from(*v),
+                _ => Datum::from(value),
+            };
+            self.datums.push((datum, false));
+        }
+        Some(number)
     }
 
     fn push(&mut self, datum: Datum) -> u32 {
@@ -259,7 +326,13 @@ impl Values {
         .collect()
     }
 
-    fn truncated(&mut self, unit: Unit, values: &[i64], column: &Column, rows: impl Iterator<Item = usize>) -> Vec<u32> {
+    fn truncated(
+        &mut self,
+        unit: Unit,
+        values: &[i64],
+        column: &Column,
+        rows: impl Iterator<Item = usize>,
+    ) -> Vec<u32> {
         // The stretch of the last value, and its number.
         let mut last: Option<(i64, i64, u32)> = None;
         rows.map(|row| {

@@ -85,9 +85,7 @@ unsafe fn aggregate(
         collect_leaves(root, input, &mut leaves)?;
         let planned: Vec<Option<Planned>> = leaves
             .iter()
-            .map(|leaf| {
-                Planned::new(root, *leaf, *(*root).simple_rte_array.add((**leaf).relid as usize))
-            })
+            .map(|leaf| Planned::new(root, *leaf, *(*root).simple_rte_array.add((**leaf).relid as usize)))
             .collect();
         if planned.iter().all(Option::is_none) {
             return None;
@@ -104,11 +102,14 @@ unsafe fn aggregate(
         }
         let group_exprs = pg_sys::get_sortgrouplist_exprs(groups, query.targetList);
         let number = |rows: f64| {
-            if groups.is_null() { 1.0 } else { pg_sys::estimate_num_groups(root, group_exprs, rows, null_mut(), null_mut()) }
+            if groups.is_null() {
+                1.0
+            } else {
+                pg_sys::estimate_num_groups(root, group_exprs, rows, null_mut(), null_mut())
+            }
         };
         let total = number((*input).rows);
-        let strategy =
-            if groups.is_null() { pg_sys::AggStrategy::AGG_PLAIN } else { pg_sys::AggStrategy::AGG_HASHED };
+        let strategy = if groups.is_null() { pg_sys::AggStrategy::AGG_PLAIN } else { pg_sys::AggStrategy::AGG_HASHED };
 
         let mut paths: Vec<*mut pg_sys::Path> = Vec::new();
         let mut pushed = false;
@@ -219,9 +220,7 @@ unsafe fn partial_target(
         if !having.is_null() {
             rest = pg_sys::lappend(rest, having.cast());
         }
-        let flags = pg_sys::PVC_INCLUDE_AGGREGATES
-            | pg_sys::PVC_RECURSE_WINDOWFUNCS
-            | pg_sys::PVC_INCLUDE_PLACEHOLDERS;
+        let flags = pg_sys::PVC_INCLUDE_AGGREGATES | pg_sys::PVC_RECURSE_WINDOWFUNCS | pg_sys::PVC_INCLUDE_PLACEHOLDERS;
         let keys = items::<pg_sys::Expr>((*partial).exprs).len();
         pg_sys::add_new_columns_to_pathtarget(partial, pg_sys::pull_var_clause(rest.cast(), flags as i32));
         let exprs = (*partial).exprs;

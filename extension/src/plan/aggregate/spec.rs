@@ -90,9 +90,8 @@ unsafe fn attribute(node: *mut pg_sys::Node) -> Option<usize> {
 pub unsafe fn output(node: *mut pg_sys::Node, tupdesc: pg_sys::TupleDesc) -> Option<Output> {
     // SAFETY: the caller's promise.
     unsafe {
-        let known = |a: usize| {
-            (a < (*tupdesc).natts as usize).then(|| datum::kind_of(compat::attribute(tupdesc, a), false).0)
-        };
+        let known =
+            |a: usize| (a < (*tupdesc).natts as usize).then(|| datum::kind_of(compat::attribute(tupdesc, a), false).0);
         match (*node).type_ {
             NodeTag::T_Var => {
                 let a = attribute(node)?;

@@ -10,6 +10,7 @@
 //! | min, max | value | the type itself, null without values |
 
 use super::super::blocks::{Batch, BlockScan};
+use super::keys::Groups;
 use super::spec::Transition;
 use crate::am::datum::{self, Kind};
 use pgrx::pg_sys;
@@ -61,18 +62,20 @@ impl States {
         self.nans.clear();
     }
 
-    /// Takes in the rows of a batch; `groups` has the group of each, or there is one group.
-    pub fn update(&mut self, scan: &BlockScan, batch: &mut Batch, groups: Option<&[u32]>) {
+    /// Takes in the rows of a batch; `groups` has their groups.
+    pub fn update(&mut self, scan: &BlockScan, batch: &mut Batch, groups: &Groups) {
         let Some(transition) = self.transition else { return };
         let n = batch.selection.len();
         let Some(attribute) = self.attribute else {
             match groups {
-                None => self.counts[0] += n as i64,
-                Some(groups) => groups.iter().for_each(|g| self.counts[*g as usize] += 1),
+                Groups::One(g) => self.counts[*g as usize] += n as i64,
+                Groups::Each(groups) => groups.iter().for_each(|g| self.counts[*g as usize] += 1),
             }
             return;
         };
-        if groups.is_none() && self.by_zone(transition, batch, attribute) {
+        if let Groups::One(g) = groups
+            && self.by_zone(transition, batch, attribute, *g as usize)
+        {
             return;
         }
         let column = scan.column(batch, attribute);
@@ -88,14 +91,14 @@ impl States {
     }
 
     /// What the zone map answers for a whole block: counts, and the extremes of whole numbers.
-    fn by_zone(&mut self, transition: Transition, batch: &Batch, attribute: usize) -> bool {
+    fn by_zone(&mut self, transition: Transition, batch: &Batch, attribute: usize, g: usize) -> bool {
         let (super::super::blocks::Selection::All(_), Some(zone)) = (&batch.selection, batch.zone(attribute)) else {
             return false;
         };
         let values = i64::from(zone.rows - zone.null_count);
         match transition {
             Transition::Count => {
-                self.counts[0] += values;
+                self.counts[g] += values;
                 true
             }
             Transition::Min | Transition::Max => {
@@ -104,9 +107,9 @@ impl States {
                 match bound {
                     _ if values == 0 => true,
                     _ if !zone.exact => false,
-                    Some(Value::I16(v)) => self.take_narrow(0, i64::from(*v), values, larger),
-                    Some(Value::I32(v)) => self.take_narrow(0, i64::from(*v), values, larger),
-                    Some(Value::I64(v)) => self.take_narrow(0, *v, values, larger),
+                    Some(Value::I16(v)) => self.take_narrow(g, i64::from(*v), values, larger),
+                    Some(Value::I32(v)) => self.take_narrow(g, i64::from(*v), values, larger),
+                    Some(Value::I64(v)) => self.take_narrow(g, *v, values, larger),
                     _ => false,
                 }
             }
@@ -127,9 +130,9 @@ impl States {
         macro_rules! sum {
             ($v:expr) => {
                 match rows.all_in_one() {
-                    Some(n) => {
-                        self.counts[0] += n as i64;
-                        self.narrow[0] = self.narrow[0].wrapping_add($v.iter().map(|x| i64::from(*x)).sum::<i64>());
+                    Some((n, g)) => {
+                        self.counts[g] += n as i64;
+                        self.narrow[g] = self.narrow[g].wrapping_add($v.iter().map(|x| i64::from(*x)).sum::<i64>());
                     }
                     None => rows.each(|i, g| {
                         self.counts[g] += 1;
@@ -283,14 +286,14 @@ impl States {
 struct Rows<'a> {
     batch: &'a Batch,
     column: &'a Column,
-    groups: Option<&'a [u32]>,
+    groups: &'a Groups,
 }
 
 impl Rows<'_> {
-    /// The number of rows, if all rows of the block are in one group and none is null.
-    fn all_in_one(&self) -> Option<usize> {
+    /// The number of rows and their group, if all rows of the block are in one group and none is null.
+    fn all_in_one(&self) -> Option<(usize, usize)> {
         match (&self.batch.selection, self.groups, &self.column.nulls) {
-            (super::super::blocks::Selection::All(n), None, None) => Some(*n as usize),
+            (super::super::blocks::Selection::All(n), Groups::One(g), None) => Some((*n as usize, *g as usize)),
             _ => None,
         }
     }
@@ -302,14 +305,16 @@ impl Rows<'_> {
         let nulls = self.column.nulls.as_deref();
         let live = |row: usize| nulls.is_none_or(|n| !n[row]);
         match (&self.batch.selection, self.groups) {
-            (Selection::All(n), None) => (0..*n as usize).filter(|r| live(*r)).for_each(|r| f(r, 0)),
-            (Selection::All(_), Some(groups)) => {
+            (Selection::All(n), Groups::One(g)) => {
+                (0..*n as usize).filter(|r| live(*r)).for_each(|r| f(r, *g as usize));
+            }
+            (Selection::All(_), Groups::Each(groups)) => {
                 groups.iter().enumerate().filter(|(r, _)| live(*r)).for_each(|(r, g)| f(r, *g as usize));
             }
-            (Selection::Rows(rows), None) => {
-                rows.iter().map(|r| *r as usize).filter(|r| live(*r)).for_each(|r| f(r, 0));
+            (Selection::Rows(rows), Groups::One(g)) => {
+                rows.iter().map(|r| *r as usize).filter(|r| live(*r)).for_each(|r| f(r, *g as usize));
             }
-            (Selection::Rows(rows), Some(groups)) => {
+            (Selection::Rows(rows), Groups::Each(groups)) => {
                 let rows = rows.iter().map(|r| *r as usize);
                 rows.zip(groups).filter(|(r, _)| live(*r)).for_each(|(r, g)| f(r, *g as usize));
             }
