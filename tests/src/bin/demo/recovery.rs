@@ -47,11 +47,8 @@ pub fn recover(screen: &Screen, main: &Cluster, strata: &Strata, moment: &str) -
     let mut c = back.cluster.connect()?;
     let rows = twin::rows(&mut c, "SELECT count(*), sum(bytes) FROM strata.fragment")?;
     let number = |i: usize| rows.first().and_then(|r| r[i].clone()).and_then(|v| v.parse::<i64>().ok()).unwrap_or(0);
-    screen.say(&format!(
-        "Open after {}; {} of the old server's directories exist.",
-        time(back.took),
-        i32::from(main.data().exists())
-    ));
+    anyhow::ensure!(!main.data().exists() && !main.store().exists(), "the old server should be gone");
+    screen.say(&format!("Open after {}, from the repository alone.", time(back.took)));
     let all = Back { recovered: back, all_fragments: number(0), bytes: u64::try_from(number(1)).unwrap_or(0) };
     Ok((all, c))
 }
