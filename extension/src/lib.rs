@@ -13,6 +13,7 @@
 //! callbacks. Each block says why it is sound.
 
 #![warn(missing_docs)]
+#![allow(clippy::too_many_arguments, reason = "the signatures of callbacks are PostgreSQL's")]
 #![allow(clippy::missing_safety_doc, reason = "callbacks are called by PostgreSQL under its own contract")]
 
 mod am;

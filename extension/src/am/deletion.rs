@@ -28,8 +28,7 @@ pub fn latest(relid: pg_sys::Oid, row_id: u64) -> RowState {
     // SAFETY: the snapshot outlives the scan. HeapTupleSatisfiesDirty sets xmin for a writer that has not ended.
     unsafe {
         let snapshot = &raw mut dirty;
-        let mut scan = DeletionScan::new(&oids, relid, Some(row_id), snapshot);
-        while let Some(deletion) = scan.next() {
+        for deletion in DeletionScan::new(&oids, relid, Some(row_id), snapshot) {
             if (*snapshot).xmin != pg_sys::InvalidTransactionId {
                 if matches!(state, RowState::Live) {
                     state = RowState::InProgress((*snapshot).xmin);

@@ -152,16 +152,7 @@ pub fn request(relid: Oid, row_id: u64) -> Reply {
                 drop(guard);
                 StrataError::Promoter { relid, message }.raise();
             }
-            state::REQUESTED => {
-                if !wake(shared)
-                    && slot
-                        .state
-                        .compare_exchange(state::REQUESTED, state::CLAIMED, Ordering::AcqRel, Ordering::Acquire)
-                        .is_ok()
-                {
-                    return Reply::Unavailable;
-                }
-            }
+            state::REQUESTED if !wake(shared) && slot.take_back() => return Reply::Unavailable,
             _ => {}
         }
         if !spin_until(|| slot.state.load(Ordering::Acquire) >= state::DONE) {
@@ -282,6 +273,11 @@ impl Request {
             cell.store(b, Ordering::Relaxed);
         }
         self.message[MESSAGE - 1].store(0, Ordering::Relaxed);
+    }
+
+    /// Withdraws a request that nobody has begun.
+    fn take_back(&self) -> bool {
+        self.state.compare_exchange(state::REQUESTED, state::CLAIMED, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Ends a running request and wakes its owner.

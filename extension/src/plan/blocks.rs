@@ -141,6 +141,11 @@ impl BlockScan {
         Self { table, tupdesc, deleted, tests, own: AtomicU64::new(0), shared, current: None, stats: Stats::default() }
     }
 
+    /// The deletion vector, for the next scan with the same snapshot.
+    pub fn into_deleted(self) -> RoaringTreemap {
+        self.deleted
+    }
+
     fn counter(&self) -> &AtomicU64 {
         match self.shared {
             // SAFETY: the counter is in the dynamic shared memory of the parallel scan, which outlives it.
@@ -259,7 +264,7 @@ impl BlockScan {
             let mask = mask.get_or_insert_with(|| vec![true; info.rows as usize]);
             match batch.dictionary(&self.table, place.attribute) {
                 Some(dictionary) => test.filter_codes(&dictionary, mask),
-                None => test.filter(&*batch.column(&self.table, self.tupdesc, place.attribute), mask),
+                None => test.filter(&batch.column(&self.table, self.tupdesc, place.attribute), mask),
             }
             if !mask.contains(&true) {
                 break;

@@ -108,7 +108,7 @@ unsafe fn column(mut node: *mut pg_sys::Node, varno: i32) -> Option<(i16, Oid)> 
             return None;
         }
         let var = &*node.cast::<pg_sys::Var>();
-        (var.varno as i32 == varno && var.varlevelsup == 0 && var.varattno > 0)
+        (var.varno == varno && var.varlevelsup == 0 && var.varattno > 0)
             .then(|| (var.varattno, pg_sys::getBaseType(var.vartype)))
     }
 }

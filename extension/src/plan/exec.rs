@@ -25,6 +25,7 @@ use pgrx::PgMemoryContexts;
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
 use pgrx::prelude::*;
+use roaring::RoaringTreemap;
 use std::ptr::null_mut;
 
 /// Which rows a scan returns.
@@ -96,6 +97,8 @@ pub struct Scan {
     index: Option<DeltaIndex>,
     matched: Vec<usize>,
     keys: Option<FragmentKeys>,
+    /// Kept between rescans: the snapshot is the same.
+    deleted: Option<RoaringTreemap>,
     never: bool,
     /// What finished scans of this node did, and the workers.
     pub stats: Stats,
@@ -263,6 +266,7 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
             index,
             matched,
             keys: None,
+            deleted: None,
             never: false,
             stats: Stats::default(),
             context: lookup_context,
@@ -323,8 +327,10 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
             let wanted: Vec<_> = scan.matched.iter().map(|i| tests[*i].clone()).collect();
             scan.keys = Some(FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context));
         } else if let Some(table) = table {
-            let deleted = deletion::deleted((*rel).rd_id, snapshot);
-            ssi::read_table(rel, snapshot);
+            let deleted = scan.deleted.take().unwrap_or_else(|| {
+                ssi::read_table(rel, snapshot);
+                deletion::deleted((*rel).rd_id, snapshot)
+            });
             let counter = (*state).shared.as_ref().map(|s| &raw const s.counter);
             scan.blocks = Some(BlockScan::new(table, (*rel).rd_att, deleted, tests, counter));
         }
@@ -541,6 +547,7 @@ unsafe fn finish(state: *mut WarmScanState) {
         let scan = &mut *(*state).scan;
         if let Some(blocks) = scan.blocks.take() {
             scan.stats.add(&blocks.stats);
+            scan.deleted = Some(blocks.into_deleted());
         }
         scan.stats.delta_rows += std::mem::take(&mut (*state).delta_rows);
         scan.keys = None;

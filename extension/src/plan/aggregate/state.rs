@@ -66,7 +66,9 @@ impl States {
     pub fn update(&mut self, scan: &BlockScan, batch: &mut Batch, groups: &Groups) {
         let Some(transition) = self.transition else { return };
         let n = batch.selection.len();
-        let Some(attribute) = self.attribute else {
+        let without_nulls = |a: &usize| batch.zone(*a).is_some_and(|z| z.null_count == 0);
+        let counted = transition == Transition::Count && self.attribute.as_ref().is_some_and(without_nulls);
+        let Some(attribute) = self.attribute.filter(|_| !counted) else {
             match groups {
                 Groups::One(g) => self.counts[*g as usize] += n as i64,
                 Groups::Each(groups) => groups.iter().for_each(|g| self.counts[*g as usize] += 1),
