@@ -69,9 +69,13 @@ impl ErrorKind {
             Self::Config => row("configuration", 3, false, None),
             Self::Connection => row("connection", 4, true, None),
             Self::Locked => row("locked", 5, true, Some("Wait for the other process to end.")),
-            Self::Damaged => row("damaged", 6, false, Some("Run \"strata verify\" to see all damage in the repository.")),
+            Self::Damaged => {
+                row("damaged", 6, false, Some("Run \"strata verify\" to see all damage in the repository."))
+            }
             Self::Gap => row("gap", 1, false, Some("Take a new backup: recovery never crosses a gap in the log.")),
-            Self::Unreachable => row("unreachable", 1, false, Some("\"strata info\" shows what the repository reaches.")),
+            Self::Unreachable => {
+                row("unreachable", 1, false, Some("\"strata info\" shows what the repository reaches."))
+            }
             Self::Missing => row("missing", 1, false, None),
             Self::Conflict => row("conflict", 1, false, None),
             Self::Postgres => row("postgres", 1, false, None),
@@ -182,8 +186,9 @@ impl From<tokio_postgres::Error> for Error {
                 out.hint = db.hint().map(str::to_owned);
                 out.caused_by(error)
             }
-            None => Self::new(ErrorKind::Connection, format!("lost the connection to the server: {error}"))
-                .caused_by(error),
+            None => {
+                Self::new(ErrorKind::Connection, format!("lost the connection to the server: {error}")).caused_by(error)
+            }
         }
     }
 }

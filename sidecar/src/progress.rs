@@ -100,8 +100,7 @@ impl Progress {
     }
 
     fn start(&self, name: &str, total: u64, message: String, bytes: bool) {
-        *self.0.phase.lock().unwrap_or_else(PoisonError::into_inner) =
-            Phase { name: name.to_owned(), message, bytes };
+        *self.0.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase { name: name.to_owned(), message, bytes };
         self.0.done.store(0, Ordering::Relaxed);
         self.0.total.store(total, Ordering::Relaxed);
         self.emit();

@@ -21,9 +21,18 @@ fn verify_names_what_is_damaged() {
     let server = prepared();
     server.run(&["verify"]).ok();
     let segment = "000000010000000000000003";
-    for part in ["repository.json", "member.json", "manifest.json", ".pack", "catalog/", &format!("{segment}.zst"), ".backup.zst"] {
+    for part in [
+        "repository.json",
+        "member.json",
+        "manifest.json",
+        ".pack",
+        "catalog/",
+        &format!("{segment}.zst"),
+        ".backup.zst",
+    ] {
         let file = server.file(part);
-        let name = file.file_name().unwrap().to_str().unwrap().trim_end_matches(".zst").trim_end_matches(".json").to_owned();
+        let name =
+            file.file_name().unwrap().to_str().unwrap().trim_end_matches(".zst").trim_end_matches(".json").to_owned();
         let good = std::fs::read(&file).unwrap();
         flip(&file);
         server.run(&["verify"]).failed(6, &name);

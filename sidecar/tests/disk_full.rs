@@ -14,7 +14,9 @@ impl Disk {
         assert!(is_root(), "this test mounts a small disk, so it must run as the superuser");
         let dir = tempfile::Builder::new().prefix("strata-d-").tempdir().unwrap().keep();
         let options = format!("size={megabytes}m,mode=755");
-        assert!(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&dir).status().unwrap().success());
+        assert!(
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&dir).status().unwrap().success()
+        );
         give(&dir);
         Self(dir)
     }

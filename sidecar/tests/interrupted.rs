@@ -20,7 +20,8 @@ fn a_backup_that_is_killed_leaves_nothing_half_recorded() {
     for pause in [0, 5, 30, 80, 150] {
         let mut child = server.command(&["backup"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait_for("the folder of the backup", || {
-            std::fs::read_dir(&backups).is_ok_and(|mut entries| entries.next().is_some()) || child.try_wait().unwrap().is_some()
+            std::fs::read_dir(&backups).is_ok_and(|mut entries| entries.next().is_some())
+                || child.try_wait().unwrap().is_some()
         });
         std::thread::sleep(std::time::Duration::from_millis(pause));
         kill9(&mut child);
@@ -64,7 +65,8 @@ fn a_push_that_is_killed_is_made_again() {
         for pid in common::descendants(postmaster) {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             if name.starts_with("strata") {
-                let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
+                let _ =
+                    std::process::Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
             }
         }
     }

@@ -29,7 +29,13 @@ impl AgentHandler {
     }
 
     /// Does work as a job: its progress goes to the client and to its row.
-    async fn job<F>(&self, kind: JobKind, object: Option<String>, events: EventSender, work: impl FnOnce(Progress) -> F) -> Result<Value>
+    async fn job<F>(
+        &self,
+        kind: JobKind,
+        object: Option<String>,
+        events: EventSender,
+        work: impl FnOnce(Progress) -> F,
+    ) -> Result<Value>
     where
         F: Future<Output = Result<Value>>,
     {
@@ -79,7 +85,14 @@ impl AgentHandler {
         .await
     }
 
-    async fn recover(&self, target: String, into: String, port: Option<u16>, full: bool, events: EventSender) -> Result<Value> {
+    async fn recover(
+        &self,
+        target: String,
+        into: String,
+        port: Option<u16>,
+        full: bool,
+        events: EventSender,
+    ) -> Result<Value> {
         let request = RecoverRequest {
             plan: PlanRequest { target: target.parse()?, timeline: None, backup: None },
             into: PathBuf::from(&into),

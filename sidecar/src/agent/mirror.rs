@@ -97,10 +97,15 @@ impl Mirror {
     async fn load(&mut self, shared: &Shared, session: &Session) -> Result<()> {
         let (system, member) = (&shared.config.system, &shared.config.member.name);
         let rows = session
-            .query("SELECT backup_id FROM strata.backup WHERE state = 'complete' AND system = $1 AND member = $2", &[system, member])
+            .query(
+                "SELECT backup_id FROM strata.backup WHERE state = 'complete' AND system = $1 AND member = $2",
+                &[system, member],
+            )
             .await?;
         self.backups = rows.iter().map(|row| row.get(0)).collect();
-        let rows = session.query("SELECT name FROM strata.log_backup WHERE system = $1 AND member = $2", &[system, member]).await?;
+        let rows = session
+            .query("SELECT name FROM strata.log_backup WHERE system = $1 AND member = $2", &[system, member])
+            .await?;
         self.logs = rows.iter().map(|row| row.get(0)).collect();
         self.loaded = true;
         Ok(())
@@ -108,7 +113,12 @@ impl Mirror {
 }
 
 impl News {
-    fn collect(repository: &Repository, backups: &HashSet<String>, logs: &HashSet<String>, paths: &HashSet<PathBuf>) -> Result<Self> {
+    fn collect(
+        repository: &Repository,
+        backups: &HashSet<String>,
+        logs: &HashSet<String>,
+        paths: &HashSet<PathBuf>,
+    ) -> Result<Self> {
         let mut news = Self { backups: Vec::new(), logs: Vec::new(), paths: Vec::new() };
         for id in repository.backup_ids()? {
             if !backups.contains(&id) {

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //!   extension, command line ──socket──► handler ──► fragments on demand, backup, plan, recover (jobs)
-//!   strata.fragment of each database ──► watch  ──► repository: fragments, fragment log
+//!   files in the store                 ──► store  ──► repository: fragments
+//!   strata.fragment of each database   ──► watch  ──► repository: fragments, fragment log
 //!   repository ──► mirror ──► strata.backup, strata.log_backup
 //! ```
 //!
 //! Promises. It may be killed at any time and started again: what it knows is in the repository and in the catalogs. It
 //! goes on when the server is down, and connects again with growing pauses. It keeps connections only to the database of
-//! its conninfo, so that others can be dropped and copied. Work that it started for a client goes on when the client
+//! its conninfo, so that others can be dropped and copied. Ended by a signal, it looks once more before it goes. Work that it started for a client goes on when the client
 //! leaves; work that it was killed in is marked failed when it starts again.
 
 mod handler;
 mod mirror;
+mod store;
 mod watch;
 
 use crate::backup::{blocking, record};
@@ -22,11 +24,15 @@ use crate::postgres::{Conninfo, ServerInfo, program};
 use crate::repository::Repository;
 use crate::socket::Listener;
 use handler::AgentHandler;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use strata_catalog::names;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long the last look may take.
+const LAST_LOOK: Duration = Duration::from_secs(10);
 
 /// How the agent behaves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,22 +89,38 @@ pub async fn run(config: &Config, options: Options) -> Result<()> {
         signal(kind).map_err(|error| Error::new(ErrorKind::Io, format!("could not wait for signals: {error}")))
     };
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    tokio::select! {
-        result = serve(config, options) => result,
-        _ = terminate.recv() => {
-            tracing::info!("ended by SIGTERM");
-            Ok(())
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
         }
-        _ = interrupt.recv() => {
-            tracing::info!("ended by SIGINT");
-            Ok(())
-        }
+    };
+    serve(config, options, end).await
+}
+
+/// One more look at store and catalogs, so that what was made just before the end is kept.
+async fn last_look(shared: &Shared) {
+    let look = async {
+        let watch = Arc::new(std::sync::Mutex::new(store::StoreWatch::default()));
+        store::round(shared, &watch).await?;
+        watch::once(shared).await
+    };
+    match tokio::time::timeout(LAST_LOOK, look).await {
+        Ok(Ok(())) => {}
+        // Without a server there is nothing new to see.
+        Ok(Err(error)) if error.kind == ErrorKind::Connection => {}
+        Ok(Err(error)) => tracing::warn!("the last look at the fragments failed: {}", error.full_text()),
+        Err(_) => tracing::warn!("the last look at the fragments took too long; the next agent goes on with it"),
     }
 }
 
-async fn serve(config: &Config, options: Options) -> Result<()> {
+async fn serve(config: &Config, options: Options, end: impl Future<Output = &'static str>) -> Result<()> {
     let conninfo = Conninfo::parse(&config.member.conninfo)?;
-    let (store, socket) = places(config, &conninfo, options).await?;
+    tokio::pin!(end);
+    let (store, socket) = tokio::select! {
+        found = places(config, &conninfo, options) => found?,
+        _ = &mut end => return Ok(()),
+    };
     let listener = Listener::bind(&socket)?;
     tracing::info!(socket = %socket.display(), store = %store.display(), "the agent listens");
     let shared = Arc::new(Shared { config: config.clone(), conninfo, store });
@@ -111,13 +133,26 @@ async fn serve(config: &Config, options: Options) -> Result<()> {
         if options.until_complete {
             return watch::until_complete(&shared).await;
         }
-        tokio::join!(watch::run(&shared), mirror::run(&shared));
+        let changed = tokio::sync::Notify::new();
+        let store = async {
+            if !shared.config.repository.read_only {
+                store::run(&shared, &changed).await;
+            }
+        };
+        tokio::join!(store, watch::run(&shared, &changed), mirror::run(&shared));
         Ok(())
     };
-    tokio::select! {
-        () = listener.serve(handler) => Ok(()),
-        result = background => result,
+    let signal = tokio::select! {
+        () = listener.serve(handler) => return Ok(()),
+        result = background => return result,
+        signal = end => signal,
+    };
+    tracing::info!("ended by {signal}");
+    drop(listener);
+    if !options.until_complete && !shared.config.repository.read_only {
+        last_look(&shared).await;
     }
+    Ok(())
 }
 
 /// The store and the socket: what the configuration says, else what the server says.
@@ -136,7 +171,8 @@ async fn places(config: &Config, conninfo: &Conninfo, options: Options) -> Resul
             Ok(info) => {
                 program::require_owner(&info.data_directory)?;
                 let store = info.store_or(config.member.store.as_ref());
-                let socket = config.agent.socket.clone().or(info.agent_socket).unwrap_or_else(|| names::default_socket(&store));
+                let socket =
+                    config.agent.socket.clone().or(info.agent_socket).unwrap_or_else(|| names::default_socket(&store));
                 return Ok((store, socket));
             }
             Err(error) if error.kind == ErrorKind::Connection => {

@@ -9,8 +9,8 @@
 use super::{Backoff, Shared};
 use crate::backup::{blocking, fragments as catalog};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::server::{self, Database};
 use crate::postgres::Session;
+use crate::postgres::server::{self, Database};
 use crate::progress::Progress;
 use crate::recovery::fragments::{Wanted, fetch_all, wanted};
 use crate::repository::Repository;
@@ -23,6 +23,9 @@ use strata_catalog::{FragmentRow, names};
 
 /// Every how many rounds databases without the extension are looked at.
 const RARE: u64 = 10;
+/// After a change in the store, rows are looked at this often, for this long.
+const BUSY_INTERVAL: Duration = Duration::from_millis(250);
+const BUSY: Duration = Duration::from_secs(10);
 /// How long the server that is recovered may take to appear.
 const APPEAR: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_secs(5);
@@ -43,8 +46,9 @@ struct Watch {
     round: u64,
 }
 
-/// Watches for ever.
-pub(super) async fn run(shared: &Shared) {
+/// Watches for ever. When `changed` says that a file appeared in the store, its row is looked for more often for a while.
+pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify) {
+    let mut busy_until = Instant::now();
     let mut watch = Watch::default();
     let mut backoff = Backoff::new();
     let mut session = None;
@@ -52,7 +56,11 @@ pub(super) async fn run(shared: &Shared) {
         match watch.round(shared, &mut session).await {
             Ok(()) => {
                 backoff.reset();
-                tokio::time::sleep(shared.config.agent.fragment_interval).await;
+                let interval = shared.config.agent.fragment_interval;
+                let pause = if Instant::now() < busy_until { interval.min(BUSY_INTERVAL) } else { interval };
+                if tokio::time::timeout(pause, changed.notified()).await.is_ok() {
+                    busy_until = Instant::now() + BUSY;
+                }
             }
             Err(error) => {
                 tracing::warn!("fragments are not watched just now: {}", error.full_text());
@@ -61,6 +69,11 @@ pub(super) async fn run(shared: &Shared) {
             }
         }
     }
+}
+
+/// Looks once at everything.
+pub(super) async fn once(shared: &Shared) -> Result<()> {
+    Watch::default().round(shared, &mut None).await
 }
 
 impl Watch {
@@ -145,7 +158,13 @@ impl Watch {
 
 impl Known {
     /// Fetches files that the store does not have but the repository does.
-    async fn bring_back(&mut self, shared: &Shared, repository: &Repository, database: &Database, rows: &[FragmentRow]) -> Result<()> {
+    async fn bring_back(
+        &mut self,
+        shared: &Shared,
+        repository: &Repository,
+        database: &Database,
+        rows: &[FragmentRow],
+    ) -> Result<()> {
         let lost: Vec<Wanted> = rows
             .iter()
             .filter(|row| !in_store(&shared.store, database.oid, &row.hash))
@@ -171,13 +190,21 @@ impl Known {
     }
 
     /// Copies and logs fragments that are new.
-    async fn keep(&mut self, shared: &Shared, repository: &Repository, database: &Database, rows: &[FragmentRow], timeline: u32) -> Result<()> {
+    async fn keep(
+        &mut self,
+        shared: &Shared,
+        repository: &Repository,
+        database: &Database,
+        rows: &[FragmentRow],
+        timeline: u32,
+    ) -> Result<()> {
         for row in rows {
             let key = (row.fragment_id, row.hash.clone());
             if self.logged.contains_key(&key) {
                 continue;
             }
-            let (repository, database, fragment, store) = (repository.clone(), database.clone(), row.clone(), shared.store.clone());
+            let (repository, database, fragment, store) =
+                (repository.clone(), database.clone(), row.clone(), shared.store.clone());
             let kept = blocking(move || {
                 let copied = catalog::keep(&repository, &database, &fragment, &store, timeline)?;
                 let entry = FragmentLogEntry {
@@ -283,7 +310,12 @@ async fn fetch_wanted(shared: &Shared) -> Result<usize> {
     for one in &fetched.missing {
         tracing::error!(hash = one.fragment.hash, database = one.fragment.database, "fragment: {}", one.error);
     }
-    tracing::info!(fetched = fetched.fetched, bytes = fetched.fetched_bytes, missing = fetched.missing.len(), "fragments fetched");
+    tracing::info!(
+        fetched = fetched.fetched,
+        bytes = fetched.fetched_bytes,
+        missing = fetched.missing.len(),
+        "fragments fetched"
+    );
     Ok(fetched.missing.len())
 }
 

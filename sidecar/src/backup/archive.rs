@@ -21,7 +21,9 @@ pub fn require_archiving(server: &ServerInfo) -> Result<()> {
             "Set archive_mode = on and archive_command = 'strata --config FILE wal push %p', and restart the server.",
         );
     }
-    if (server.archive_command.is_empty() || server.archive_command == "(disabled)") && server.archive_library.is_empty() {
+    if (server.archive_command.is_empty() || server.archive_command == "(disabled)")
+        && server.archive_library.is_empty()
+    {
         return wrong(
             "archive_command is empty, so no WAL arrives in the repository".into(),
             "Set archive_command = 'strata --config FILE wal push %p' and reload the server.",

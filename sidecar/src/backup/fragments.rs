@@ -96,7 +96,13 @@ pub struct FragmentsCopied {
 }
 
 /// Copies one fragment unless the repository has it, and logs it. Returns the bytes copied.
-pub fn keep(repository: &Repository, database: &Database, row: &FragmentRow, store: &Path, timeline: u32) -> Result<u64> {
+pub fn keep(
+    repository: &Repository,
+    database: &Database,
+    row: &FragmentRow,
+    store: &Path,
+    timeline: u32,
+) -> Result<u64> {
     let copied = if repository.has_fragment(&row.hash)? {
         0
     } else {

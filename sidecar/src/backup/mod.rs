@@ -66,8 +66,19 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
         tracing::warn!("interrupted backups are not marked in strata.backup: {error}");
     }
     let (id, dir) = repository.create_backup_dir(started_at)?;
-    let run = Run { config, conninfo: &conninfo, session: &session, info: &info, data_directory: &data_directory,
-        repository: &repository, id: &id, dir: &dir, label, started_at, progress };
+    let run = Run {
+        config,
+        conninfo: &conninfo,
+        session: &session,
+        info: &info,
+        data_directory: &data_directory,
+        repository: &repository,
+        id: &id,
+        dir: &dir,
+        label,
+        started_at,
+        progress,
+    };
     if mirrored {
         run.mirror_state(BackupState::Running, None).await;
     }
@@ -223,10 +234,8 @@ impl Run<'_> {
 
     async fn copy_files(&self, start: Lsn) -> Result<(Scan, Copied)> {
         let data_directory = self.data_directory.to_owned();
-        let leave_out: Vec<PathBuf> = vec![
-            self.info.store_or(self.config.member.store.as_ref()),
-            self.repository.root().to_owned(),
-        ];
+        let leave_out: Vec<PathBuf> =
+            vec![self.info.store_or(self.config.member.store.as_ref()), self.repository.root().to_owned()];
         let dir = self.dir.to_owned();
         let progress = self.progress.clone();
         let options = CopyOptions {
@@ -282,10 +291,8 @@ impl Run<'_> {
         let store = self.info.store_or(self.config.member.store.as_ref());
         let progress = self.progress.clone();
         blocking(move || {
-            let needed: std::collections::HashSet<(u32, i64)> = after
-                .iter()
-                .flat_map(|one| one.rows.iter().map(|row| (one.database.oid, row.fragment_id)))
-                .collect();
+            let needed: std::collections::HashSet<(u32, i64)> =
+                after.iter().flat_map(|one| one.rows.iter().map(|row| (one.database.oid, row.fragment_id))).collect();
             let all = fragments::union(before, after);
             fragments::copy(&repository, &all, |oid, id| needed.contains(&(oid, id)), &store, timeline, &progress)
         })

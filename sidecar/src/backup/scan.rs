@@ -12,16 +12,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Directories whose content is left out.
-const EMPTY_DIRECTORIES: [&str; 8] = [
-    "pg_dynshmem",
-    "pg_notify",
-    "pg_replslot",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_stat_tmp",
-    "pg_subtrans",
-    "pg_wal",
-];
+const EMPTY_DIRECTORIES: [&str; 8] =
+    ["pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans", "pg_wal"];
 
 /// Files of the data directory itself that are left out.
 const LEFT_OUT_FILES: [&str; 9] = [
@@ -142,7 +134,8 @@ impl Scanner<'_> {
             tracing::warn!("left out \"{}\": neither a file nor a directory", source.display());
             return Ok(());
         }
-        let relation = (is_database_directory(below) || below == "global").then(|| page::relation_segment(name)).flatten();
+        let relation =
+            (is_database_directory(below) || below == "global").then(|| page::relation_segment(name)).flatten();
         self.scan.files.push(ScannedFile {
             path,
             source,
@@ -249,11 +242,35 @@ mod tests {
     fn what_a_server_makes_anew_is_left_out() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("data");
-        let kept = ["PG_VERSION", "base/1/1259", "base/1/1259_vm", "base/1/20000_init", "global/1262", "global/pg_control",
-            "base/1/pg_filenode.map", "pg_xact/0000", "postgresql.conf", "base/1/20001.1"];
-        let gone = ["postmaster.pid", "backup_label", "base/1/20000", "base/1/20000.1", "base/1/20000_fsm", "base/1/t3_20003",
-            "base/1/t3_20003_fsm", "base/pgsql_tmp/x", "pg_replslot/s/state", "pg_wal/000000010000000000000001", "pg_stat_tmp/x",
-            "base/1/pg_internal.init", "global/pg_internal.init.77", "store/1/x.frag", "pg_notify/0000"];
+        let kept = [
+            "PG_VERSION",
+            "base/1/1259",
+            "base/1/1259_vm",
+            "base/1/20000_init",
+            "global/1262",
+            "global/pg_control",
+            "base/1/pg_filenode.map",
+            "pg_xact/0000",
+            "postgresql.conf",
+            "base/1/20001.1",
+        ];
+        let gone = [
+            "postmaster.pid",
+            "backup_label",
+            "base/1/20000",
+            "base/1/20000.1",
+            "base/1/20000_fsm",
+            "base/1/t3_20003",
+            "base/1/t3_20003_fsm",
+            "base/pgsql_tmp/x",
+            "pg_replslot/s/state",
+            "pg_wal/000000010000000000000001",
+            "pg_stat_tmp/x",
+            "base/1/pg_internal.init",
+            "global/pg_internal.init.77",
+            "store/1/x.frag",
+            "pg_notify/0000",
+        ];
         for name in kept.iter().chain(&gone) {
             touch(root.join(name));
         }

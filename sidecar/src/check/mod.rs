@@ -103,7 +103,10 @@ pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> R
         Err(error) if !require_agent => report.checks.push(Check {
             name: "agent",
             state: State::Warning,
-            message: format!("{}; so warm fragments are copied by backups only, and not brought on demand", error.message),
+            message: format!(
+                "{}; so warm fragments are copied by backups only, and not brought on demand",
+                error.message
+            ),
             hint: error.hint().map(str::to_owned),
         }),
         outcome => drop(report.note("agent", outcome)),

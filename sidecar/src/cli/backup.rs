@@ -58,7 +58,10 @@ fn text(report: &backup::BackupReport) -> String {
         ("timeline", entry.timeline.to_string()),
         ("from", format!("{} ({})", entry.start_lsn, entry.start_wal)),
         ("to", format!("{} ({})", entry.stop_lsn, entry.stop_wal)),
-        ("hot data", format!("{} in {} files, {} stored", bytes(entry.data_bytes), entry.files, bytes(entry.stored_bytes))),
+        (
+            "hot data",
+            format!("{} in {} files, {} stored", bytes(entry.data_bytes), entry.files, bytes(entry.stored_bytes)),
+        ),
         ("fragments", format!("{} ({})", entry.fragments, bytes(entry.fragment_bytes))),
         ("copied", format!("{} ({})", entry.fragments_copied, bytes(entry.fragment_bytes_copied))),
         ("seconds", format!("{:.1}", report.seconds)),

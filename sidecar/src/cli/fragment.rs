@@ -52,7 +52,8 @@ struct Fetched<'a> {
 
 fn fetch(config: &Config, hash: &str, database: u32, store: Option<&Path>, out: &Output) -> Result<()> {
     let store = store.or(config.member.store.as_deref()).ok_or_else(|| {
-        Error::new(ErrorKind::Usage, "which store?").with_hint("Name it with --store, or set member.store in the configuration.")
+        Error::new(ErrorKind::Usage, "which store?")
+            .with_hint("Name it with --store, or set member.store in the configuration.")
     })?;
     let (bytes, fetched) = Repository::open(config)?.get_fragment(database, hash, store)?;
     out.result(&Fetched { hash, store, bytes, fetched }, || {
@@ -209,7 +210,15 @@ fn text(inspected: &Inspected) -> String {
         ("edition", inspected.edition.clone()),
         ("encodings", inspected.encodings.join(", ")),
         ("sorted by", inspected.sort_key.join(", ")),
-        ("keys", inspected.keys.iter().map(|key| format!("{} ({})", key.name, key.columns.join(", "))).collect::<Vec<_>>().join("; ")),
+        (
+            "keys",
+            inspected
+                .keys
+                .iter()
+                .map(|key| format!("{} ({})", key.name, key.columns.join(", ")))
+                .collect::<Vec<_>>()
+                .join("; "),
+        ),
     ]);
     if let Some(hash) = &inspected.verified_hash {
         text.push_str(&format!("verified   {hash}\n"));
@@ -234,7 +243,13 @@ fn text(inspected: &Inspected) -> String {
     text.push_str(&output::table(&["#>", "column", "type", "size>", "nulls>", "min", "max"], rows));
     let mut rows = Vec::new();
     for (at, block) in inspected.blocks.iter().enumerate() {
-        rows.push(vec![at.to_string(), block.first_row.to_string(), block.rows.to_string(), output::bytes(block.bytes), String::new()]);
+        rows.push(vec![
+            at.to_string(),
+            block.first_row.to_string(),
+            block.rows.to_string(),
+            output::bytes(block.bytes),
+            String::new(),
+        ]);
         for (zone, column) in block.zones.iter().zip(&inspected.columns) {
             rows.push(vec![
                 String::new(),

@@ -56,13 +56,19 @@ fn text(info: &Info) -> String {
                     timeline.first.clone().unwrap_or_default(),
                     timeline.last.clone().unwrap_or_default(),
                     timeline.segments.to_string(),
-                    timeline.last_commit_at.map(|time| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()).unwrap_or_default(),
+                    timeline
+                        .last_commit_at
+                        .map(|time| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
+                        .unwrap_or_default(),
                     timeline.gaps.len().to_string(),
                 ]
             })
             .collect();
         text.push('\n');
-        text.push_str(&output::table(&["timeline>", "first segment", "last segment", "segments>", "last commit", "gaps>"], rows));
+        text.push_str(&output::table(
+            &["timeline>", "first segment", "last segment", "segments>", "last commit", "gaps>"],
+            rows,
+        ));
     }
     for timeline in &info.wal {
         for gap in &timeline.gaps {

@@ -38,9 +38,21 @@ fn text(plan: &plan::Plan) -> String {
         ("stop", stop),
         ("timeline", plan.timeline.to_string()),
         ("backup", format!("{} ({})", plan.backup.id, bytes(plan.backup.stored_bytes))),
-        ("wal", format!("{} to {} ({} segments, {})", plan.wal_from, plan.wal_to, plan.wal_segments, bytes(plan.wal_stored_bytes))),
+        (
+            "wal",
+            format!(
+                "{} to {} ({} segments, {})",
+                plan.wal_from,
+                plan.wal_to,
+                plan.wal_segments,
+                bytes(plan.wal_stored_bytes)
+            ),
+        ),
         ("fragments", format!("{} ({})", plan.fragments, bytes(plan.fragment_bytes))),
-        ("missing", if plan.missing.is_empty() { "nothing".to_owned() } else { format!("{} things", plan.missing.len()) }),
+        (
+            "missing",
+            if plan.missing.is_empty() { "nothing".to_owned() } else { format!("{} things", plan.missing.len()) },
+        ),
     ]);
     for fragment in &plan.fragment_list {
         let relation = fragment.relation.as_deref().unwrap_or("-");

@@ -102,11 +102,7 @@ impl Default for BackupConfig {
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        Self {
-            socket: None,
-            fragment_interval: Duration::from_secs(2),
-            mirror_interval: Duration::from_secs(5),
-        }
+        Self { socket: None, fragment_interval: Duration::from_secs(2), mirror_interval: Duration::from_secs(5) }
     }
 }
 
@@ -211,7 +207,9 @@ fn check_name(key: &str, name: &str) -> Result<(), String> {
     if good {
         return Ok(());
     }
-    Err(format!("{key} is \"{name}\", but must be 1 to 63 letters, digits, \"_\", \"-\" or \".\", not begun by \".\" or \"-\""))
+    Err(format!(
+        "{key} is \"{name}\", but must be 1 to 63 letters, digits, \"_\", \"-\" or \".\", not begun by \".\" or \"-\""
+    ))
 }
 
 fn find(env: &dyn Fn(&str) -> Option<PathBuf>) -> Result<PathBuf> {

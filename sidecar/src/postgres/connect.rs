@@ -7,7 +7,6 @@
 use crate::error::{Error, ErrorKind, Result};
 use std::path::Path;
 use std::time::Duration;
-use tokio::task::JoinHandle;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::{Client, NoTls};
 
@@ -27,8 +26,9 @@ impl Conninfo {
 
     fn parse_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let bad = |why: String| {
-            Error::new(ErrorKind::Config, format!("member.conninfo is wrong: {why}"))
-                .with_hint("It has libpq's form, for example \"host=/var/run/postgresql user=postgres dbname=postgres\".")
+            Error::new(ErrorKind::Config, format!("member.conninfo is wrong: {why}")).with_hint(
+                "It has libpq's form, for example \"host=/var/run/postgresql user=postgres dbname=postgres\".",
+            )
         };
         let mut config: tokio_postgres::Config = text.parse().map_err(|error: tokio_postgres::Error| {
             let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -61,7 +61,9 @@ impl Conninfo {
             config.password(password);
         }
         if config.get_ssl_mode() == SslMode::Require {
-            return Err(bad("it requires TLS, which connections to the server beside the sidecar do not use".to_owned()));
+            return Err(bad(
+                "it requires TLS, which connections to the server beside the sidecar do not use".to_owned()
+            ));
         }
         if config.get_application_name().is_none() {
             config.application_name("strata");
@@ -156,7 +158,8 @@ impl Conninfo {
             }
             Err(_) => return Err(failed("no answer in time".to_owned())),
         };
-        let driver = tokio::spawn(async move {
+        // It ends by itself, with a word to the server, when the client is dropped.
+        tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!("connection ended: {error}");
             }
@@ -168,14 +171,13 @@ impl Conninfo {
                  SET idle_in_transaction_session_timeout = 0; SET timezone = 'UTC'; SET client_min_messages = warning",
             )
             .await?;
-        Ok(Session { client, driver })
+        Ok(Session { client })
     }
 }
 
 /// An open connection. Dropping it closes it.
 pub struct Session {
     client: Client,
-    driver: JoinHandle<()>,
 }
 
 impl std::ops::Deref for Session {
@@ -185,14 +187,6 @@ impl std::ops::Deref for Session {
         &self.client
     }
 }
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-
 
 #[cfg(test)]
 mod tests {

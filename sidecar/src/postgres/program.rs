@@ -38,7 +38,9 @@ pub fn require_owner(data_directory: &Path) -> Result<()> {
         format!("the data directory \"{}\" belongs to another user", data_directory.display()),
     )
     .detail(format!("It belongs to user id {}, and this process has {uid}.", meta.uid()))
-    .with_hint("Run this as the operating system user that runs PostgreSQL, for example with \"runuser -u postgres --\"."))
+    .with_hint(
+        "Run this as the operating system user that runs PostgreSQL, for example with \"runuser -u postgres --\".",
+    ))
 }
 
 /// The directory with `postgres` and `pg_ctl` of a major version. Looks at `wanted` first, then where it was when the

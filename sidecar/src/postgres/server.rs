@@ -86,7 +86,12 @@ impl ServerInfo {
         if !MAJORS.contains(&(version / 10000)) {
             return Err(Error::new(
                 ErrorKind::Config,
-                format!("the server is PostgreSQL {}, but {} to {} are supported", version / 10000, MAJORS.start(), MAJORS.end()),
+                format!(
+                    "the server is PostgreSQL {}, but {} to {} are supported",
+                    version / 10000,
+                    MAJORS.start(),
+                    MAJORS.end()
+                ),
             ));
         }
         let text = |at: usize| row.get::<_, Option<String>>(at).filter(|text| !text.is_empty());
@@ -131,10 +136,7 @@ impl ServerInfo {
 
     /// The store: what the configuration says, else the server, else the default place.
     pub fn store_or(&self, configured: Option<&PathBuf>) -> PathBuf {
-        configured
-            .or(self.store.as_ref())
-            .cloned()
-            .unwrap_or_else(|| names::default_store(&self.data_directory))
+        configured.or(self.store.as_ref()).cloned().unwrap_or_else(|| names::default_store(&self.data_directory))
     }
 }
 

@@ -38,13 +38,8 @@ pub struct NewPlace {
 
 /// Writes a file with these permissions, in place of what is there.
 fn write(path: &Path, mode: u32, content: &str) -> Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(path)
-        .at("create", path)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).at("create", path)?;
     file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).at("write", path)
 }
 
@@ -195,8 +190,11 @@ pub fn effective(place: &NewPlace, name: &str) -> Result<String> {
         .output()
         .at("run", &place.bin.join("postgres"))?;
     if !output.status.success() {
-        return Err(Error::new(ErrorKind::Recovery, format!("the recovered configuration in \"{}\" is not usable", place.data.display()))
-            .detail(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        return Err(Error::new(
+            ErrorKind::Recovery,
+            format!("the recovered configuration in \"{}\" is not usable", place.data.display()),
+        )
+        .detail(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

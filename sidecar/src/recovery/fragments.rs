@@ -60,11 +60,18 @@ impl Fetched {
     pub fn require_complete(&self) -> Result<()> {
         let Some(first) = self.missing.first() else { return Ok(()) };
         let relation = first.fragment.relation.as_deref().unwrap_or("a table that is gone");
-        let all: Vec<String> =
-            self.missing.iter().map(|one| format!("{} of {}: {}", one.fragment.hash, one.fragment.database, one.error)).collect();
+        let all: Vec<String> = self
+            .missing
+            .iter()
+            .map(|one| format!("{} of {}: {}", one.fragment.hash, one.fragment.database, one.error))
+            .collect();
         Err(Error::new(
             ErrorKind::Missing,
-            format!("{} fragments could not be fetched, the first is {} of {relation}", self.missing.len(), first.fragment.hash),
+            format!(
+                "{} fragments could not be fetched, the first is {} of {relation}",
+                self.missing.len(),
+                first.fragment.hash
+            ),
         )
         .detail(all.join("\n"))
         .with_hint("The server is open; queries that need these fragments fail until they are in the repository."))
@@ -146,7 +153,12 @@ pub struct FetchOnly {
 }
 
 /// Brings one fragment into a store. Done when it is durable there and its content was checked.
-pub async fn fetch_one(repository: Repository, store: PathBuf, database_oid: u32, hash: String) -> Result<serde_json::Value> {
+pub async fn fetch_one(
+    repository: Repository,
+    store: PathBuf,
+    database_oid: u32,
+    hash: String,
+) -> Result<serde_json::Value> {
     blocking(move || {
         let (bytes, fetched) = repository.get_fragment(database_oid, &hash, &store)?;
         Ok(json!({"hash": hash, "bytes": bytes, "fetched": fetched}))
@@ -158,7 +170,9 @@ impl Handler for FetchOnly {
     fn handle(self: Arc<Self>, request: Request, _events: EventSender) -> Answer {
         Box::pin(async move {
             match request {
-                Request::Ping => Ok(json!({"version": env!("CARGO_PKG_VERSION"), "serves": ["ping", "fetch_fragment"]})),
+                Request::Ping => {
+                    Ok(json!({"version": env!("CARGO_PKG_VERSION"), "serves": ["ping", "fetch_fragment"]}))
+                }
                 Request::FetchFragment { database_oid, hash } => {
                     fetch_one(self.repository.clone(), self.store.clone(), database_oid, hash).await
                 }

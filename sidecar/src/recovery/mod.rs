@@ -148,8 +148,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
             .detail("The data directory must belong to the user that runs the server.")
             .with_hint("Run this as that user, for example with \"runuser -u postgres --\"."));
     }
-    let into = std::path::absolute(&request.into)
-        .map_err(|error| Error::io("use", &request.into, error))?;
+    let into = std::path::absolute(&request.into).map_err(|error| Error::io("use", &request.into, error))?;
     let store = match &request.store {
         Some(store) => std::path::absolute(store).map_err(|error| Error::io("use", store, error))?,
         None => names::default_store(&into),
@@ -179,7 +178,8 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     let lock = Listener::bind(&names::default_socket(&store))?;
 
     let manifest = Arc::new(manifest);
-    let toml = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request.start, progress).await?;
+    let toml =
+        lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request.start, progress).await?;
     let seconds_to_restore = began.elapsed().as_secs_f64();
     let (directory, port) = {
         let (place, start) = (place.clone(), request.start);
@@ -255,12 +255,21 @@ impl From<&crate::repository::manifest::FragmentRef> for Wanted {
 }
 
 /// Makes the plan, and refuses everything that can be refused before anything is written.
-async fn prepare(repository: &Repository, request: &RecoverRequest, into: &Path, store: &Path) -> Result<(Plan, Manifest)> {
+async fn prepare(
+    repository: &Repository,
+    request: &RecoverRequest,
+    into: &Path,
+    store: &Path,
+) -> Result<(Plan, Manifest)> {
     restore::require_empty(into)?;
     if store.starts_with(into) || into.starts_with(store) {
         return Err(Error::new(
             ErrorKind::Usage,
-            format!("the store \"{}\" and the data directory \"{}\" must stand side by side", store.display(), into.display()),
+            format!(
+                "the store \"{}\" and the data directory \"{}\" must stand side by side",
+                store.display(),
+                into.display()
+            ),
         ));
     }
     if into.starts_with(repository.root()) || store.starts_with(repository.root()) {
@@ -282,7 +291,8 @@ async fn prepare(repository: &Repository, request: &RecoverRequest, into: &Path,
 
 /// True when a store holds more than a socket and configuration that an earlier recovery left.
 fn has_fragments(store: &Path) -> bool {
-    std::fs::read_dir(store).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
+    std::fs::read_dir(store)
+        .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
 }
 
 #[allow(clippy::too_many_arguments)]

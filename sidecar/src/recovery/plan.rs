@@ -123,7 +123,8 @@ pub fn plan(repository: &Repository, request: &PlanRequest) -> Result<Plan> {
 fn find_backup<'a>(backups: &'a [BackupEntry], id: &str) -> Result<&'a BackupEntry> {
     backups.iter().find(|backup| backup.id == id).ok_or_else(|| {
         let ids: Vec<&str> = backups.iter().map(|backup| backup.id.as_str()).collect();
-        Error::new(ErrorKind::Missing, format!("there is no backup \"{id}\"")).detail(format!("There are: {}.", ids.join(", ")))
+        Error::new(ErrorKind::Missing, format!("there is no backup \"{id}\""))
+            .detail(format!("There are: {}.", ids.join(", ")))
     })
 }
 
@@ -164,7 +165,9 @@ impl Planner<'_> {
                     wal_stored_bytes += stored;
                     creates_tablespace |= wal.segment.is_some_and(|summary| summary.creates_tablespace);
                 }
-                Ok(None) => note(ErrorKind::Gap, format!("the WAL segment {segment} is missing from the archive"), &mut missing),
+                Ok(None) => {
+                    note(ErrorKind::Gap, format!("the WAL segment {segment} is missing from the archive"), &mut missing)
+                }
                 Err(error) => note(error.kind, error.message, &mut missing),
             }
         }
@@ -183,7 +186,10 @@ impl Planner<'_> {
                 let relation = fragment.relation.as_deref().unwrap_or("a table that is gone");
                 note(
                     ErrorKind::Missing,
-                    format!("the fragment {} of {relation} in database \"{}\" is not in the repository", fragment.hash, fragment.database),
+                    format!(
+                        "the fragment {} of {relation} in database \"{}\" is not in the repository",
+                        fragment.hash, fragment.database
+                    ),
                     &mut missing,
                 );
             }
@@ -222,22 +228,28 @@ impl Planner<'_> {
         if let Some(id) = &self.request.backup {
             let chosen = find_backup(self.backups, id)?;
             if !on_way(&chosen) || !before(&chosen) {
-                return Err(Error::new(ErrorKind::Unreachable, format!("the backup {id} does not lead to {}", self.request.target))
-                    .detail(describe(chosen)));
+                return Err(Error::new(
+                    ErrorKind::Unreachable,
+                    format!("the backup {id} does not lead to {}", self.request.target),
+                )
+                .detail(describe(chosen)));
             }
             return Ok(chosen);
         }
-        self.backups.iter().filter(on_way).filter(before).max_by_key(|backup| backup.stop_lsn).ok_or_else(|| {
-            match self.backups.iter().filter(on_way).min_by_key(|backup| backup.stop_lsn) {
-                Some(first) => Error::new(
-                    ErrorKind::Unreachable,
-                    format!("the target {} is before the end of the first backup", self.request.target),
-                )
-                .detail(describe(first))
-                .with_hint("The earliest target is the end of that backup."),
-                None => Error::new(ErrorKind::Unreachable, format!("no backup leads to timeline {}", self.timeline))
-                    .with_hint("Name another timeline with --timeline."),
-            }
+        self.backups.iter().filter(on_way).filter(before).max_by_key(|backup| backup.stop_lsn).ok_or_else(|| match self
+            .backups
+            .iter()
+            .filter(on_way)
+            .min_by_key(|backup| backup.stop_lsn)
+        {
+            Some(first) => Error::new(
+                ErrorKind::Unreachable,
+                format!("the target {} is before the end of the first backup", self.request.target),
+            )
+            .detail(describe(first))
+            .with_hint("The earliest target is the end of that backup."),
+            None => Error::new(ErrorKind::Unreachable, format!("no backup leads to timeline {}", self.timeline))
+                .with_hint("Name another timeline with --timeline."),
         })
     }
 
@@ -278,7 +290,9 @@ impl Planner<'_> {
 
     fn stop_at_lsn(&self, lsn: Lsn, from: u64, archived: u64, size: u64) -> Result<Stop> {
         for number in (lsn.0 / size).max(from)..=archived {
-            let Some(note) = self.repository.read_wal_note(&self.chain.segment(number, size).to_string())? else { continue };
+            let Some(note) = self.repository.read_wal_note(&self.chain.segment(number, size).to_string())? else {
+                continue;
+            };
             if note.0.segment.and_then(|summary| summary.last_record).is_some_and(|last| last >= lsn) {
                 return Ok(Stop { at: StopAt::Lsn(lsn), last: number });
             }
@@ -378,8 +392,11 @@ impl Planner<'_> {
     /// stop, without those whose row was seen to be gone before the stop.
     fn fragments(&self, backup: &BackupEntry, stop: &Stop) -> Result<Vec<FragmentRef>> {
         let manifest = self.repository.manifest(&backup.id, &backup.manifest_blake3)?;
-        let mut all: BTreeMap<(u32, String), FragmentRef> =
-            manifest.fragments.into_iter().map(|fragment| ((fragment.database_oid, fragment.hash.clone()), fragment)).collect();
+        let mut all: BTreeMap<(u32, String), FragmentRef> = manifest
+            .fragments
+            .into_iter()
+            .map(|fragment| ((fragment.database_oid, fragment.hash.clone()), fragment))
+            .collect();
         if let Target::Backup(_) = self.request.target {
             return Ok(all.into_values().collect());
         }
@@ -416,7 +433,10 @@ impl Planner<'_> {
 }
 
 fn describe(backup: &BackupEntry) -> String {
-    format!("The backup {} ends at {} on timeline {}, {}.", backup.id, backup.stop_lsn, backup.timeline, backup.stopped_at)
+    format!(
+        "The backup {} ends at {} on timeline {}, {}.",
+        backup.id, backup.stop_lsn, backup.timeline, backup.stopped_at
+    )
 }
 
 /// What the last segments of the archive hold.

@@ -114,7 +114,11 @@ fn create_private_dir(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Where the tablespaces of a backup go: what `mapping` says (by oid or by old path), else beside the data directory.
-pub fn place_tablespaces(tablespaces: &[Tablespace], into: &Path, mapping: &[(String, PathBuf)]) -> Result<Vec<TablespacePlace>> {
+pub fn place_tablespaces(
+    tablespaces: &[Tablespace],
+    into: &Path,
+    mapping: &[(String, PathBuf)],
+) -> Result<Vec<TablespacePlace>> {
     let mut unused: Vec<&str> = mapping.iter().map(|(from, _)| from.as_str()).collect();
     let mut places = Vec::new();
     for tablespace in tablespaces {
@@ -211,7 +215,11 @@ pub fn restore(
             .collect();
         handles
             .into_iter()
-            .map(|handle| handle.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "a worker of the restore ended unexpectedly"))))
+            .map(|handle| {
+                handle
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "a worker of the restore ended unexpectedly")))
+            })
             .collect()
     });
     results.into_iter().collect()
@@ -228,9 +236,10 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn frame(&mut self, frame: &Frame<'_>) -> Result<()> {
         if self.pack.as_ref().is_none_or(|(open, _)| *open != frame.pack) {
-            let pack = self.manifest.packs.get(frame.pack).ok_or_else(|| {
-                Error::damaged("the manifest", format_args!("it has no pack number {}", frame.pack))
-            })?;
+            let pack =
+                self.manifest.packs.get(frame.pack).ok_or_else(|| {
+                    Error::damaged("the manifest", format_args!("it has no pack number {}", frame.pack))
+                })?;
             self.pack = Some((frame.pack, PackReader::open(&self.dir.join(&pack.name))?));
         }
         let Some((_, reader)) = &mut self.pack else { return Ok(()) };

@@ -103,7 +103,8 @@ impl Filler {
                 // What is wrong with a segment is said when PostgreSQL asks for it.
                 if let Ok(Some((_, content))) = self.repository.read_wal(&name) {
                     let temporary = self.directory.join(format!(".{name}.tmp"));
-                    let put = std::fs::write(&temporary, content).and_then(|()| std::fs::rename(&temporary, self.directory.join(&name)));
+                    let put = std::fs::write(&temporary, content)
+                        .and_then(|()| std::fs::rename(&temporary, self.directory.join(&name)));
                     if put.is_err() {
                         return;
                     }
@@ -121,7 +122,10 @@ mod tests {
     #[test]
     fn a_spool_that_is_not_there_gives_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let text = format!("system = \"s\"\n[member]\nstore = \"{0}\"\n[repository]\npath = \"{0}/r\"\n", dir.path().display());
+        let text = format!(
+            "system = \"s\"\n[member]\nstore = \"{0}\"\n[repository]\npath = \"{0}/r\"\n",
+            dir.path().display()
+        );
         let config = Config::parse(&text, Path::new("/x")).unwrap();
         let name = "000000010000000000000001";
         assert!(!take(&config, name, &dir.path().join("x")));

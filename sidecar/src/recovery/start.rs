@@ -23,7 +23,8 @@ pub fn log_path(data: &Path) -> PathBuf {
 pub async fn start(place: &NewPlace) -> Result<()> {
     let log = log_path(&place.data);
     let pg_ctl = place.bin.join("pg_ctl");
-    let status = tokio::process::Command::from(command(&pg_ctl, &place.data, &log)).status().await.at("run", &pg_ctl)?;
+    let status =
+        tokio::process::Command::from(command(&pg_ctl, &place.data, &log)).status().await.at("run", &pg_ctl)?;
     if status.success() {
         return Ok(());
     }

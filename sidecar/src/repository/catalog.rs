@@ -118,9 +118,10 @@ impl Repository {
         }
         let path = self.catalog_dir().join(format!("{id}.json"));
         match sealed::read::<BackupEntry>(&path)? {
-            Some(entry) if entry.id != id => {
-                Err(Error::damaged(format_args!("\"{}\"", path.display()), format_args!("it holds backup {}", entry.id)))
-            }
+            Some(entry) if entry.id != id => Err(Error::damaged(
+                format_args!("\"{}\"", path.display()),
+                format_args!("it holds backup {}", entry.id),
+            )),
             other => Ok(other),
         }
     }

@@ -166,7 +166,10 @@ impl Repository {
         }
         let manifest: Manifest = sealed::unseal(&bytes, what())?;
         if manifest.format != super::FORMAT || manifest.id != id {
-            return Err(Error::damaged(what(), format_args!("it has format {} and id {}", manifest.format, manifest.id)));
+            return Err(Error::damaged(
+                what(),
+                format_args!("it has format {} and id {}", manifest.format, manifest.id),
+            ));
         }
         Ok(manifest)
     }

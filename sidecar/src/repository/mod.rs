@@ -112,7 +112,11 @@ impl Repository {
             Some(head) if head.format == FORMAT => Ok(Some(())),
             Some(head) => Err(Error::new(
                 ErrorKind::Config,
-                format!("the repository \"{}\" has format {}, but this program knows format {FORMAT}", self.root.display(), head.format),
+                format!(
+                    "the repository \"{}\" has format {}, but this program knows format {FORMAT}",
+                    self.root.display(),
+                    head.format
+                ),
             )),
             None => Ok(None),
         }

@@ -79,7 +79,11 @@ impl PackWriter {
     fn close(&mut self) -> Result<()> {
         if let Some(pack) = self.open.take() {
             pack.file.sync_all().at("fsync", &pack.path)?;
-            self.closed.push(Pack { name: pack.name, bytes: pack.bytes, blake3: pack.hasher.finalize().to_hex().to_string() });
+            self.closed.push(Pack {
+                name: pack.name,
+                bytes: pack.bytes,
+                blake3: pack.hasher.finalize().to_hex().to_string(),
+            });
         }
         Ok(())
     }
@@ -129,9 +133,10 @@ impl PackReader {
         self.stored.resize(bytes as usize, 0);
         if let Err(error) = self.file.read_exact_at(&mut self.stored, offset) {
             return Err(match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
-                    Error::damaged(format_args!("the pack \"{}\"", self.path.display()), "it is shorter than the manifest says")
-                }
+                std::io::ErrorKind::UnexpectedEof => Error::damaged(
+                    format_args!("the pack \"{}\"", self.path.display()),
+                    "it is shorter than the manifest says",
+                ),
                 _ => Error::io("read", &self.path, error),
             });
         }

@@ -36,7 +36,8 @@ pub fn unseal<T: DeserializeOwned>(bytes: &[u8], what: impl Display) -> Result<T
     if blake3::hash(body.as_bytes()).to_hex().as_str() != hash {
         return Err(Error::damaged(what, "its checksum does not match its content"));
     }
-    serde_json::from_str(body).map_err(|error| Error::damaged(what, format_args!("its content does not parse: {error}")))
+    serde_json::from_str(body)
+        .map_err(|error| Error::damaged(what, format_args!("its content does not parse: {error}")))
 }
 
 /// Reads a sealed document; none when the file is not there.

@@ -46,7 +46,8 @@ pub struct WalNote {
 
 /// Builds an archive file.
 pub fn encode(note: &WalNote, content: &[u8], level: i32) -> Result<Vec<u8>> {
-    let failed = |error: std::io::Error| Error::new(ErrorKind::Io, format!("could not compress {}: {error}", note.name));
+    let failed =
+        |error: std::io::Error| Error::new(ErrorKind::Io, format!("could not compress {}: {error}", note.name));
     let mut out = zstd::bulk::compress(content, level).map_err(failed)?;
     let note = WalNote { frame_blake3: blake3::hash(&out).to_hex().to_string(), ..note.clone() };
     let note = serde_json::to_vec(&note)

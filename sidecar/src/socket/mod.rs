@@ -77,10 +77,12 @@ impl Listener {
         }
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
-        let lock = Lock::acquire(Path::new(&lock_path), &format!("the agent at \"{}\"", path.display()))
-            .map_err(|error| match error.kind {
-                ErrorKind::Locked => error.with_hint("Another agent serves this socket. End it first."),
-                _ => error,
+        let lock =
+            Lock::acquire(Path::new(&lock_path), &format!("the agent at \"{}\"", path.display())).map_err(|error| {
+                match error.kind {
+                    ErrorKind::Locked => error.with_hint("Another agent serves this socket. End it first."),
+                    _ => error,
+                }
             })?;
         match std::fs::remove_file(path) {
             Ok(()) => {}
@@ -94,7 +96,11 @@ impl Listener {
         let listener = bound.map_err(|error| {
             let long = path.as_os_str().len() > 107;
             let error = Error::io("listen at", path, error);
-            if long { error.with_hint("The path of a Unix socket has at most 107 bytes. Set agent.socket.") } else { error }
+            if long {
+                error.with_hint("The path of a Unix socket has at most 107 bytes. Set agent.socket.")
+            } else {
+                error
+            }
         })?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).at("set the permissions of", path)?;
         Ok(Self { listener, path: path.to_owned(), _lock: lock })

@@ -95,7 +95,9 @@ pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
         report.fragment_log_entries += 1;
         match sealed::read_required::<FragmentLogEntry>(&path) {
             Ok(entry) => {
-                needed.entry(entry.fragment.hash).or_insert_with(|| format!("the fragment log of database \"{}\"", entry.database));
+                needed
+                    .entry(entry.fragment.hash)
+                    .or_insert_with(|| format!("the fragment log of database \"{}\"", entry.database));
             }
             Err(error) => {
                 let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -117,7 +119,12 @@ impl Report {
             self.damage.iter().map(|one| format!("{} {}: {}", one.kind, one.name, one.problem)).collect();
         Err(Error::new(
             ErrorKind::Damaged,
-            format!("{} things in the repository are damaged or missing, the first is {} {}", self.damage.len(), first.kind, first.name),
+            format!(
+                "{} things in the repository are damaged or missing, the first is {} {}",
+                self.damage.len(),
+                first.kind,
+                first.name
+            ),
         )
         .detail(all.join("\n"))
         .with_hint("Take a new backup, and put the damaged files back from another copy when there is one."))
@@ -162,7 +169,11 @@ fn backup(
             size = size.max(part.offset + part.bytes);
             match by_pack.get_mut(part.pack as usize) {
                 Some(parts) => parts.push(part),
-                None => findings.add("backup", &entry.id, format!("\"{}\" is in pack {}, which does not exist", file.path, part.pack)),
+                None => findings.add(
+                    "backup",
+                    &entry.id,
+                    format!("\"{}\" is in pack {}, which does not exist", file.path, part.pack),
+                ),
             }
         }
         if size != file.bytes {
@@ -171,7 +182,9 @@ fn backup(
     }
     let packs: Vec<usize> = (0..manifest.packs.len()).collect();
     each(&packs, workers, |at| {
-        if let Err(error) = pack(repository, &manifest, *at, by_pack.get(*at).map_or(&[], Vec::as_slice), findings, progress) {
+        if let Err(error) =
+            pack(repository, &manifest, *at, by_pack.get(*at).map_or(&[], Vec::as_slice), findings, progress)
+        {
             findings.add("backup", &entry.id, error.message);
         }
     });
@@ -179,7 +192,14 @@ fn backup(
 
 /// Checks a pack in one pass: its frames follow each other without a gap, each piece has its checksum, and all together
 /// have the pack's.
-fn pack(repository: &Repository, manifest: &Manifest, at: usize, parts: &[&Part], findings: &Findings, progress: &Progress) -> Result<()> {
+fn pack(
+    repository: &Repository,
+    manifest: &Manifest,
+    at: usize,
+    parts: &[&Part],
+    findings: &Findings,
+    progress: &Progress,
+) -> Result<()> {
     let Some(pack) = manifest.packs.get(at) else { return Ok(()) };
     let mut frames: BTreeMap<u64, Vec<&Part>> = BTreeMap::new();
     for part in parts {

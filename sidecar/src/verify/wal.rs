@@ -53,7 +53,8 @@ fn file(repository: &Repository, name: &str, findings: &Findings) -> Result<()> 
         if header.start != segment.start(size) {
             findings.add("wal", name, format!("it holds the log from {} on", header.start));
         }
-        let before = segment.number(size).checked_sub(1).map(|number| Segment::numbered(segment.timeline, number, size));
+        let before =
+            segment.number(size).checked_sub(1).map(|number| Segment::numbered(segment.timeline, number, size));
         if let Some(before) = before.filter(|before| note.follows && !repository.has_segment(*before)) {
             findings.add("wal", before.to_string(), "it is missing: it was archived before the segment behind it");
         }

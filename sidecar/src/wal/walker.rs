@@ -218,13 +218,8 @@ fn pg_time(bytes: &[u8], at: usize) -> Option<Timestamp> {
 }
 
 fn interpret(open: &Open, end: Lsn) -> (Record, bool) {
-    let mut record = Record {
-        start: open.start,
-        end,
-        transaction_time: None,
-        restore_point_time: None,
-        creates_tablespace: false,
-    };
+    let mut record =
+        Record { start: open.start, end, transaction_time: None, restore_point_time: None, creates_tablespace: false };
     let info = open.prefix.get(16).copied().unwrap_or(0) & 0xf0;
     let manager = open.prefix.get(17).copied().unwrap_or(255);
     match manager {

@@ -18,7 +18,8 @@ pub fn strata() -> &'static Path {
     PROGRAM.get_or_init(|| {
         let built = Path::new(env!("CARGO_BIN_EXE_strata"));
         // One copy for each build; it is renamed into place, so that tests that run at the same time do not meet.
-        let stamp = built.metadata().unwrap().modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+        let stamp =
+            built.metadata().unwrap().modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
         let path = std::env::temp_dir().join(format!("strata-test-program-{stamp}"));
         if !path.exists() {
             let copy = std::env::temp_dir().join(format!("strata-test-program-{stamp}-{}", std::process::id()));
@@ -212,7 +213,11 @@ impl Server {
     /// `strata recover` into a new directory; the recovered server is open.
     #[track_caller]
     pub fn recover(&self, target: &str, more: &[&str]) -> Recovered {
-        let recovered = Recovered { dir: self.dir.join(format!("back-{}", free_port())), sockets: self.dir.clone(), port: free_port() };
+        let recovered = Recovered {
+            dir: self.dir.join(format!("back-{}", free_port())),
+            sockets: self.dir.clone(),
+            port: free_port(),
+        };
         let (into, port) = (recovered.dir.display().to_string(), recovered.port.to_string());
         let mut args = vec!["recover", "--to", target, "--into", &into, "--port", &port];
         args.extend(more);
@@ -232,7 +237,11 @@ impl Server {
     /// Lays the catalog tables out without the extension, as far as the sidecar uses them.
     pub fn create_catalog(&self) {
         let schema = include_str!("../../../sql/schema/20_tables.sql");
-        let tables: String = schema.lines().filter(|line| !line.contains("pg_extension_config_dump")).flat_map(|line| [line, "\n"]).collect();
+        let tables: String = schema
+            .lines()
+            .filter(|line| !line.contains("pg_extension_config_dump"))
+            .flat_map(|line| [line, "\n"])
+            .collect();
         self.sql(&format!("CREATE SCHEMA strata; {tables}"));
     }
 }

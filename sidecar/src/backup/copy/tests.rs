@@ -72,7 +72,8 @@ proptest! {
 fn a_file_that_vanished_is_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let target = tempfile::tempdir().unwrap();
-    let files = [scanned(dir.path(), "a", b"a"), scanned(dir.path(), "b", &vec![1; 1 << 20]), scanned(dir.path(), "c", b"c")];
+    let files =
+        [scanned(dir.path(), "a", b"a"), scanned(dir.path(), "b", &vec![1; 1 << 20]), scanned(dir.path(), "c", b"c")];
     std::fs::remove_file(&files[0].source).unwrap();
     std::fs::remove_file(&files[1].source).unwrap();
     let copied = run(&files, target.path(), &options(1));

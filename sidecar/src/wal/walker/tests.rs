@@ -122,7 +122,10 @@ fn times_of_commits_and_restore_points_are_read() {
     writer.fill_segment();
     let (seen, _) = walk(&writer.bytes);
     let time = |second| Some(Timestamp::from_second(second).unwrap());
-    assert_eq!(seen.iter().map(|r| r.transaction_time).collect::<Vec<_>>(), [None, time(1_700_000_000), None, None, None]);
+    assert_eq!(
+        seen.iter().map(|r| r.transaction_time).collect::<Vec<_>>(),
+        [None, time(1_700_000_000), None, None, None]
+    );
     assert_eq!(seen[2].restore_point_time, time(1_700_000_001));
     assert!(seen[4].creates_tablespace);
 }

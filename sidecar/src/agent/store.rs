@@ -1,0 +1,108 @@
+//! Watches the store itself.
+//!
+//! A fragment may live for less than the time between two looks at the catalog, and a recovery to a moment in its life needs
+//! it all the same. Its file stays longer: it is there before its row, and until a sweep. So every file that appears in the store is
+//! copied to the repository at once, whether or not its transaction commits; the fragment log follows from the rows. A fragment
+//! of a transaction that was rolled back costs its bytes in the repository and nothing else.
+//!
+//! Only directories whose time of change moved are listed again.
+
+use super::Shared;
+use crate::backup::blocking;
+use crate::error::{ErrorKind, Result};
+use crate::repository::{Repository, fsio};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use strata_catalog::names;
+
+/// How often the directories are looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// A directory that changed this recently may change again without its time moving.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// What is known of a store.
+#[derive(Default)]
+pub(super) struct StoreWatch {
+    listed: HashMap<PathBuf, SystemTime>,
+    kept: HashSet<PathBuf>,
+    failed: HashMap<PathBuf, String>,
+}
+
+/// Watches for ever. `changed` is told when something was copied.
+pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify) {
+    let watch = Arc::new(Mutex::new(StoreWatch::default()));
+    loop {
+        match round(shared, &watch).await {
+            Ok(0) => {}
+            Ok(copied) => {
+                tracing::info!(copied, "fragments of the store copied to the repository");
+                changed.notify_one();
+            }
+            Err(error) => tracing::warn!("the store is not watched just now: {}", error.full_text()),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// One look at all directories. Returns how many fragments were copied.
+pub(super) async fn round(shared: &Shared, watch: &Arc<Mutex<StoreWatch>>) -> Result<u64> {
+    if !shared.store.is_dir() {
+        return Ok(0);
+    }
+    let repository = shared.repository().await?;
+    let (watch, store) = (watch.clone(), shared.store.clone());
+    blocking(move || watch.lock().unwrap_or_else(PoisonError::into_inner).look(&repository, &store)).await
+}
+
+impl StoreWatch {
+    fn look(&mut self, repository: &Repository, store: &Path) -> Result<u64> {
+        let mut copied = 0;
+        for database in fsio::list(store)?.iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) {
+            for folder in fsio::list(&store.join(database))?.iter().filter(|name| name.len() == 2) {
+                copied += self.folder(repository, &store.join(database).join(folder))?;
+            }
+        }
+        Ok(copied)
+    }
+
+    fn folder(&mut self, repository: &Repository, folder: &Path) -> Result<u64> {
+        let Ok(changed) = std::fs::metadata(folder).and_then(|meta| meta.modified()) else { return Ok(0) };
+        if self.listed.get(folder) == Some(&changed) {
+            return Ok(0);
+        }
+        let mut copied = 0;
+        let mut whole = true;
+        for name in fsio::list(folder)? {
+            let path = folder.join(&name);
+            let Some(hash) = name.strip_suffix(".frag").filter(|hash| names::is_fragment_hash(hash)) else { continue };
+            if self.kept.contains(&path) {
+                continue;
+            }
+            match repository.put_fragment(hash, &path) {
+                Ok(bytes) => {
+                    copied += u64::from(bytes > 0);
+                    self.failed.remove(&path);
+                    self.kept.insert(path);
+                }
+                // Swept since it was listed.
+                Err(_) if !path.exists() => {}
+                Err(error) => {
+                    whole = false;
+                    let text = error.to_string();
+                    if self.failed.insert(path, text.clone()).as_ref() != Some(&text) {
+                        tracing::error!(hash, "fragment: {text}");
+                    }
+                    if error.kind == ErrorKind::DiskFull {
+                        break;
+                    }
+                }
+            }
+        }
+        if whole && changed.elapsed().is_ok_and(|age| age > SETTLED) {
+            self.listed.insert(folder.to_owned(), changed);
+        }
+        Ok(copied)
+    }
+}
