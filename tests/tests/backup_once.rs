@@ -18,8 +18,8 @@ fn a_second_backup_copies_no_fragment_bytes() {
         ))
         .unwrap();
     }
-    c.batch_execute("CREATE TABLE a_twin AS TABLE a; CREATE TABLE b_twin AS TABLE b; SELECT strata.to_warm('a')")
-        .unwrap();
+    c.batch_execute("CREATE TABLE a_twin AS TABLE a; CREATE TABLE b_twin AS TABLE b").unwrap();
+    checks::rewarm(&mut c, "a").unwrap();
     let (strata, _agent) = Strata::with_agent(&cluster).unwrap();
     let backup = |c: &mut postgres::Client| -> Value { c.query_one("SELECT strata.backup()", &[]).unwrap().get(0) };
     let store = || cluster.fragment_files().iter().map(|f| std::fs::metadata(f).unwrap().len()).sum::<u64>();
@@ -38,7 +38,7 @@ fn a_second_backup_copies_no_fragment_bytes() {
     let third = backup(&mut c);
     assert_eq!(number(&third, "fragment_bytes_copied"), 0, "changed rows are in the delta store: {third}");
 
-    c.batch_execute("SELECT strata.to_warm('b')").unwrap();
+    checks::rewarm(&mut c, "b").unwrap();
     let fourth = backup(&mut c);
     assert!(number(&fourth, "fragments") > number(&third, "fragments"), "{fourth}");
     assert!(strata_bytes(&strata) > held);

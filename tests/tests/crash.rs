@@ -141,7 +141,8 @@ fn a_drop_that_is_killed_is_a_drop_and_its_files_go() {
     let mut c = cluster.connect().unwrap();
     tables(&mut c);
     c.batch_execute("CREATE TABLE d (id int PRIMARY KEY, v text); INSERT INTO d SELECT i, md5(i::text) FROM generate_series(1, 1000) i").unwrap();
-    c.batch_execute("SELECT strata.to_warm('w'); SELECT strata.to_warm('d')").unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
+    checks::rewarm(&mut c, "d").unwrap();
     drop(c);
 
     // The drop commits, and the server dies before anything could remove the files.
@@ -156,8 +157,8 @@ fn a_drop_that_is_killed_is_a_drop_and_its_files_go() {
     exact(&cluster, &mut c);
     assert!(cluster.fragment_files().len() < before);
 
-    c.batch_execute("CREATE TABLE d AS SELECT i AS id FROM generate_series(1, 1000) i; SELECT strata.to_warm('d')")
-        .unwrap();
+    c.batch_execute("CREATE TABLE d AS SELECT i AS id FROM generate_series(1, 1000) i").unwrap();
+    checks::rewarm(&mut c, "d").unwrap();
     let before = cluster.fragment_files().len();
     c.batch_execute("BEGIN; DROP TABLE d; ROLLBACK").unwrap();
     assert_eq!(cluster.fragment_files().len(), before, "a drop that is rolled back removes nothing");

@@ -96,10 +96,10 @@ fn a_backup_onto_a_full_disk_fails_cleanly_and_works_later() {
     c.batch_execute(
         "CREATE TABLE w (id int PRIMARY KEY, v text);
          INSERT INTO w SELECT i, md5(i::text) FROM generate_series(1, 60000) i;
-         CREATE TABLE h AS TABLE w;
-         SELECT strata.to_warm('w')",
+         CREATE TABLE h AS TABLE w",
     )
     .unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
     let strata = Strata::configure_at(&cluster, &disk.path().join("repo")).unwrap();
     strata.archive(&cluster).unwrap();
     let agent = Agent::start(&cluster, &strata).unwrap();

@@ -126,10 +126,11 @@ fn explain_says_what_was_pruned() {
     c.batch_execute(
         "SET strata.fragment_rows = 10000; SET max_parallel_workers_per_gather = 0;
          CREATE TABLE w (id int PRIMARY KEY, d date, v text);
-         INSERT INTO w SELECT i, date '2001-01-01' + i / 100, md5(i::text) FROM generate_series(1, 50000) i;
-         SELECT strata.to_warm('w'); ANALYZE w",
+         INSERT INTO w SELECT i, date '2001-01-01' + i / 100, md5(i::text) FROM generate_series(1, 50000) i",
     )
     .unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
+    c.batch_execute("ANALYZE w").unwrap();
     let plan =
         twin::plan(&mut c, "SELECT sum(length(v)) FROM w WHERE d BETWEEN '2001-02-01' AND '2001-02-03'").unwrap();
     assert!(plan.contains("Custom Scan (WarmScan)"), "{plan}");
