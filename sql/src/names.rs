@@ -59,10 +59,7 @@ mod tests {
     #[test]
     fn a_fragment_lives_under_its_database_and_prefix() {
         let hash = "ab".repeat(32);
-        assert_eq!(
-            fragment_relative_path(16384, &hash),
-            Some(PathBuf::from(format!("16384/ab/{hash}.frag")))
-        );
+        assert_eq!(fragment_relative_path(16384, &hash), Some(PathBuf::from(format!("16384/ab/{hash}.frag"))));
     }
 
     #[test]

@@ -85,9 +85,8 @@ impl Backoff {
 
 /// Runs the agent until a signal ends it.
 pub async fn run(config: &Config, options: Options) -> Result<()> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| Error::new(ErrorKind::Io, format!("could not wait for signals: {error}")))
-    };
+    let listen =
+        |kind| signal(kind).map_err(|error| Error::new(ErrorKind::Io, format!("could not wait for signals: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let end = async {
         tokio::select! {
