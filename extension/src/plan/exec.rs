@@ -13,9 +13,11 @@
 
 use super::blocks::{BlockScan, Stats};
 use super::clause::{self, Leaf};
-use super::list::{from_items, integers, items};
+use super::evaluate::{project, reset, satisfies};
+use super::list::{from_items, items};
 use super::lookup::{DeltaIndex, FragmentKeys, match_keys};
 use super::parallel::Shared;
+use super::private::{Part, Private};
 use super::rows::Rows;
 use super::test::Test;
 use crate::am::handler::heap;
@@ -27,53 +29,6 @@ use pgrx::pg_sys::{Datum, Oid};
 use pgrx::prelude::*;
 use roaring::RoaringTreemap;
 use std::ptr::null_mut;
-
-/// Which rows a scan returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    All,
-    Fragments,
-    Delta,
-}
-
-/// What the planner tells the executor, kept as a list of integers in the plan.
-#[derive(Clone, Copy, Debug)]
-pub struct Private {
-    pub part: Part,
-    /// The index whose key is looked up, and how many of its columns.
-    pub lookup: Option<(Oid, usize)>,
-}
-
-impl Private {
-    /// As a list that can be copied and sent to parallel workers.
-    ///
-    /// # Safety
-    /// Allocates in the current memory context.
-    pub unsafe fn to_list(self) -> *mut pg_sys::List {
-        let part = match self.part {
-            Part::All => 0,
-            Part::Fragments => 1,
-            Part::Delta => 2,
-        };
-        let (index, keys) = self.lookup.unwrap_or((Oid::INVALID, 0));
-        // SAFETY: the caller's promise.
-        unsafe { super::list::from_integers(&[part, index.to_u32() as i32, keys as i32]) }
-    }
-
-    unsafe fn from_list(list: *mut pg_sys::List) -> Self {
-        // SAFETY: made by `to_list`.
-        let values = unsafe { integers(list) };
-        let get = |i: usize| values.get(i).copied().unwrap_or(0);
-        Self {
-            part: match get(0) {
-                1 => Part::Fragments,
-                2 => Part::Delta,
-                _ => Part::All,
-            },
-            lookup: (get(1) != 0).then(|| (Oid::from(get(1) as u32), get(2) as usize)),
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -438,55 +393,6 @@ unsafe fn next_row(state: *mut WarmScanState, kind: &mut i32) -> *mut pg_sys::Tu
             (*state).phase = Phase::Done;
         }
         null_mut()
-    }
-}
-
-/// `ResetExprContext`
-#[inline]
-unsafe fn reset(econtext: *mut pg_sys::ExprContext) {
-    // SAFETY: a context of the executor; one that is empty needs no call.
-    unsafe {
-        let context = (*econtext).ecxt_per_tuple_memory;
-        if !(*context).isReset || !(*context).firstchild.is_null() {
-            pg_sys::MemoryContextReset(context);
-        }
-    }
-}
-
-/// `ExecQual`, not guarded.
-#[inline]
-unsafe fn satisfies(qual: *mut pg_sys::ExprState, econtext: *mut pg_sys::ExprContext) -> bool {
-    // SAFETY: `qual` is null or compiled for this node.
-    unsafe {
-        if qual.is_null() {
-            return true;
-        }
-        let old = pg_sys::CurrentMemoryContext;
-        pg_sys::CurrentMemoryContext = (*econtext).ecxt_per_tuple_memory;
-        let mut is_null = false;
-        let result = (*qual).evalfunc.unwrap_unchecked()(qual, econtext, &mut is_null);
-        pg_sys::CurrentMemoryContext = old;
-        result.value() != 0
-    }
-}
-
-/// `ExecProject`, not guarded.
-#[inline]
-unsafe fn project(info: *mut pg_sys::ProjectionInfo) -> *mut pg_sys::TupleTableSlot {
-    // SAFETY: the node's projection.
-    unsafe {
-        let state = &raw mut (*info).pi_state;
-        let econtext = (*info).pi_exprContext;
-        let slot = (*state).resultslot;
-        (*(*slot).tts_ops).clear.unwrap_unchecked()(slot);
-        let old = pg_sys::CurrentMemoryContext;
-        pg_sys::CurrentMemoryContext = (*econtext).ecxt_per_tuple_memory;
-        let mut is_null = false;
-        (*state).evalfunc.unwrap_unchecked()(state, econtext, &mut is_null);
-        pg_sys::CurrentMemoryContext = old;
-        (*slot).tts_flags &= !(pg_sys::TTS_FLAG_EMPTY as u16);
-        (*slot).tts_nvalid = (*(*slot).tts_tupleDescriptor).natts as i16;
-        slot
     }
 }
 

@@ -1,7 +1,8 @@
 //! What EXPLAIN says of WarmScan.
 
-use super::exec::{self, Part, WarmScanState};
+use super::exec::{self, WarmScanState};
 use super::list::items;
+use super::private::Part;
 use crate::am::fragments;
 use crate::pg::compat;
 use pgrx::pg_sys;

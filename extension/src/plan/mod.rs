@@ -26,6 +26,7 @@
 mod aggregate;
 mod blocks;
 mod clause;
+mod evaluate;
 mod exec;
 mod explain;
 mod guard;
@@ -33,6 +34,7 @@ mod list;
 mod lookup;
 mod parallel;
 mod paths;
+mod private;
 mod rows;
 mod test;
 

@@ -6,9 +6,10 @@
 
 use super::blocks;
 use super::clause::{self, Leaf};
-use super::exec::{Part, Private, SCAN_METHODS};
+use super::exec::SCAN_METHODS;
 use super::list::items;
 use super::lookup::{can_look_up, match_keys};
+use super::private::{Part, Private};
 use super::test::Test;
 use crate::am::fragments::{self, TableFragment, TableFragments};
 use crate::am::handler;

@@ -1,0 +1,56 @@
+//! What the planner tells the executor of a WarmScan.
+
+use super::list::{from_integers, integers};
+use pgrx::pg_sys;
+use pgrx::pg_sys::Oid;
+
+/// Which rows a scan returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    All,
+    Fragments,
+    Delta,
+}
+
+/// What the planner tells the executor, kept as a list of integers in the plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Private {
+    pub part: Part,
+    /// The index whose key is looked up, and how many of its columns.
+    pub lookup: Option<(Oid, usize)>,
+}
+
+impl Private {
+    /// As a list that can be copied and sent to parallel workers.
+    ///
+    /// # Safety
+    /// Allocates in the current memory context.
+    pub unsafe fn to_list(self) -> *mut pg_sys::List {
+        let part = match self.part {
+            Part::All => 0,
+            Part::Fragments => 1,
+            Part::Delta => 2,
+        };
+        let (index, keys) = self.lookup.unwrap_or((Oid::INVALID, 0));
+        // SAFETY: the caller's promise.
+        unsafe { from_integers(&[part, index.to_u32() as i32, keys as i32]) }
+    }
+
+    /// What [`Private::to_list`] made.
+    ///
+    /// # Safety
+    /// `list` is NIL or a list of integers.
+    pub unsafe fn from_list(list: *mut pg_sys::List) -> Self {
+        // SAFETY: made by `to_list`.
+        let values = unsafe { integers(list) };
+        let get = |i: usize| values.get(i).copied().unwrap_or(0);
+        Self {
+            part: match get(0) {
+                1 => Part::Fragments,
+                2 => Part::Delta,
+                _ => Part::All,
+            },
+            lookup: (get(1) != 0).then(|| (Oid::from(get(1) as u32), get(2) as usize)),
+        }
+    }
+}
