@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use strata_tests::process::{self, give_to_server, run};
@@ -23,19 +24,14 @@ impl Disk {
     }
 
     /// Takes all room but `kilobytes`; gives it back when the file is removed.
-    fn fill(&self, leave_kilobytes: usize) -> PathBuf {
-        let file = self.0.join("filler");
-        let mut data: Vec<u8> = Vec::new();
+    fn fill(&self, leave_kilobytes: u64) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = fs::File::create(&path).unwrap();
         let block = vec![7_u8; 64 << 10];
-        loop {
-            data.extend(&block);
-            if fs::write(&file, &data).is_err() {
-                break;
-            }
-        }
-        let full = fs::metadata(&file).unwrap().len() as usize;
-        fs::write(&file, &data[..full.min(data.len()).saturating_sub(leave_kilobytes << 10)]).unwrap();
-        file
+        while file.write_all(&block).is_ok() {}
+        let full = file.metadata().unwrap().len();
+        file.set_len(full.saturating_sub(leave_kilobytes << 10)).unwrap();
+        path
     }
 
     fn path(&self) -> &Path {
