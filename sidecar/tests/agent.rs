@@ -221,7 +221,7 @@ fn fragments_come_back_on_demand_and_in_the_background() {
     assert!(hashes.iter().all(|hash| in_store(&back.store(), hash)), "--full waits for all");
     // Its own agent serves, and does not write into the repository of the old server.
     let config = back.store().join("strata.toml");
-    let said = common::as_user(common::strata()).arg("--config").arg(&config).arg("backup").output().unwrap();
+    let said = common::as_user(server.program()).arg("--config").arg(&config).arg("backup").output().unwrap();
     assert_eq!(said.status.code(), Some(3), "archiving is off: {said:?}");
 }
 

@@ -39,7 +39,7 @@ fn each_wrong_input_has_its_exit_code() {
     server.run(&["recover", "--to", "latest", "--into", into]).failed(1, "is not empty");
     assert_eq!(std::fs::read_to_string(format!("{into}/mine")).unwrap(), "precious");
     if common::is_root() {
-        let output = std::process::Command::new(common::strata())
+        let output = std::process::Command::new(server.program())
             .arg("--config")
             .arg(&server.config)
             .args(["recover", "--to", "latest", "--into", "/nonexistent/x"])

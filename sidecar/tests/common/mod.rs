@@ -6,29 +6,18 @@ use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The user that runs the servers.
 const USER: &str = "postgres";
 
-/// The program under test, where the servers' user can run it.
-pub fn strata() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let built = Path::new(env!("CARGO_BIN_EXE_strata"));
-        // One copy for each build; it is renamed into place, so that tests that run at the same time do not meet.
-        let stamp =
-            built.metadata().unwrap().modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
-        let path = std::env::temp_dir().join(format!("strata-test-program-{stamp}"));
-        if !path.exists() {
-            let copy = std::env::temp_dir().join(format!("strata-test-program-{stamp}-{}", std::process::id()));
-            std::fs::copy(built, &copy).unwrap();
-            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
-            std::fs::rename(&copy, &path).unwrap();
-        }
-        path
-    })
+/// Puts the program under test where the servers' user can run it.
+fn install(path: &Path) {
+    let built = Path::new(env!("CARGO_BIN_EXE_strata"));
+    if std::fs::hard_link(built, path).is_err() {
+        std::fs::copy(built, path).unwrap();
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 pub fn is_root() -> bool {
@@ -127,6 +116,7 @@ impl Server {
         let dir = temporary.path().to_owned();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
         give(&dir);
+        install(&dir.join("strata"));
         let port = free_port();
         let config = dir.join("strata.toml");
         let repository = repository.map_or_else(|| dir.join("repo"), Path::to_owned);
@@ -150,7 +140,7 @@ impl Server {
             "port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nmax_wal_size = '256MB'\n\
              archive_mode = on\narchive_command = '{} --config {} wal push %p'\n{settings}\n",
             dir.display(),
-            strata().display(),
+            dir.join("strata").display(),
             config.display()
         );
         let file = dir.join("data/postgresql.conf");
@@ -159,6 +149,11 @@ impl Server {
         let server = Self { dir, port, repository, config, _temporary: temporary };
         server.up();
         server
+    }
+
+    /// The program under test.
+    pub fn program(&self) -> PathBuf {
+        self.dir.join("strata")
     }
 
     pub fn data(&self) -> PathBuf {
@@ -184,7 +179,7 @@ impl Server {
 
     /// `strata ARGS` with the server's configuration.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = as_user(strata());
+        let mut command = as_user(self.program());
         command.arg("--config").arg(&self.config).args(args).current_dir("/");
         command
     }
