@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use strata_fragment::{Fragment, FragmentError, Value, fragment_path};
+use strata_fragment::{Fragment, FragmentError, PhysicalType, Value, fragment_path};
 
 /// Files of fragments that a backend keeps open.
 const OPEN_FRAGMENTS: usize = 64;
@@ -111,10 +111,11 @@ pub unsafe fn column_source(fragment: &Fragment, tupdesc: pg_sys::TupleDesc, i: 
         let attr = compat::attribute(tupdesc, i);
         let column = if attr.attisdropped { None } else { fragment.schema().by_attnum(attr.attnum) };
         match column {
-            Some(c) => {
-                let plain = fragment.schema().columns[c].ty == strata_fragment::PhysicalType::Binary;
-                ColumnSource::Column(c, datum::kind_of(attr, plain).0)
-            }
+            Some(c) => match fragment.schema().columns[c].ty {
+                // How the fragment keeps a numeric counts, whatever was made of the column's type since.
+                PhysicalType::Decimal { scale, .. } => ColumnSource::Column(c, Kind::Numeric(scale as u8)),
+                ty => ColumnSource::Column(c, datum::kind_of(attr, ty == PhysicalType::Binary).0),
+            },
             None => datum::missing(tupdesc, i),
         }
     }

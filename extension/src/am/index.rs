@@ -43,18 +43,6 @@ unsafe fn has_image_equality(index: Relation) -> bool {
         let form = &*(*index).rd_index;
         (0..form.indnkeyatts as usize).all(|i| {
             let (family, input) = (*(*index).rd_opfamily.add(i), *(*index).rd_opcintype.add(i));
-            if input == NUMERICOID {
-                // The key attribute decides: numeric(p,s) is kept as its unscaled value, which is unique.
-                let table = try_relation_open(form.indrelid, NoLock as i32);
-                if table.is_null() {
-                    return false;
-                }
-                let attnum = *form.indkey.values.as_ptr().add(i);
-                let attr = compat::attribute((*table).rd_att, attnum as usize - 1);
-                let numeric = matches!(datum::kind_of(attr, false).0, datum::Kind::Numeric(_));
-                relation_close(table, NoLock as i32);
-                return numeric;
-            }
             let support = get_opfamily_proc(family, input, input, BTEQUALIMAGE_PROC);
             support != Oid::INVALID
                 && OidFunctionCall1Coll(support, *(*index).rd_indcollation.add(i), Datum::from(input)).value() != 0
