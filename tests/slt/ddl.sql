@@ -91,3 +91,24 @@ CREATE POLICY even ON i USING (id % 2 = 0);
 SET ROLE strata_read;
 SELECT * FROM i ORDER BY id;
 RESET ROLE;
+CREATE TABLE late (id int PRIMARY KEY, v text);
+INSERT INTO late SELECT g, 'row ' || g FROM generate_series(1, 50) g;
+\warm late
+ALTER TABLE late ADD COLUMN d int DEFAULT 7, ADD COLUMN e text DEFAULT 'e';
+INSERT INTO late VALUES (51, 'new', 8, 'f');
+DELETE FROM late WHERE id = 7;
+SELECT count(*), sum(d), min(e), max(e) FROM late;
+VACUUM FULL late;
+SELECT count(*), sum(d), min(e), max(e) FROM late;
+CLUSTER late USING late_pkey;
+SELECT * FROM late WHERE id IN (7, 8, 51) ORDER BY id;
+ALTER TABLE late ADD COLUMN f int DEFAULT 3;
+\hot late
+SELECT count(*), sum(d), min(e), sum(f) FROM late;
+ALTER TABLE late ADD COLUMN g int DEFAULT 4, DROP COLUMN v;
+UPDATE late SET d = 0 WHERE id < 10;
+\warm late
+SELECT count(*), sum(d), min(e), sum(f), sum(g) FROM late;
+UPDATE late SET d = 1 WHERE id = 5;
+VACUUM FULL late;
+SELECT * FROM late WHERE id < 10 ORDER BY id;

@@ -101,6 +101,19 @@ impl TableFragment {
     }
 }
 
+impl TableFragment {
+    /// Whether rows of this fragment have a value that stands only in the catalog: a default of an attribute that was added
+    /// later. It is lost when the catalog forgets it, after a rewrite of the table.
+    ///
+    /// # Safety
+    /// `tupdesc` is the table's.
+    pub unsafe fn relies_on_catalog(&self, tupdesc: pg_sys::TupleDesc) -> bool {
+        let fragment = self.open();
+        // SAFETY: the caller's promise.
+        unsafe { self.columns(&fragment, tupdesc) }.iter().any(|c| matches!(c, ColumnSource::Missing(_, false)))
+    }
+}
+
 /// Where attribute `i` of `tupdesc` is in `fragment`.
 ///
 /// # Safety
@@ -133,6 +146,30 @@ thread_local! {
     static OPEN: RefCell<Vec<(String, Rc<Fragment>)>> = const { RefCell::new(Vec::new()) };
 }
 
+thread_local! {
+    static STAND_IN: std::cell::Cell<Option<(Oid, Oid)>> = const { std::cell::Cell::new(None) };
+}
+
+/// While it lives, a transient table shows the fragments that are recorded for its file under the table it stands for.
+pub struct StandIn;
+
+impl StandIn {
+    /// `transient` stands for `table`.
+    pub fn new(transient: Oid, table: Oid) -> Self {
+        invalidate(transient);
+        STAND_IN.set(Some((transient, table)));
+        Self
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        if let Some((transient, _)) = STAND_IN.take() {
+            invalidate(transient);
+        }
+    }
+}
+
 /// The store's folder of this database.
 pub fn store() -> PathBuf {
     // SAFETY: a plain variable of the backend.
@@ -149,7 +186,8 @@ pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
     let (relid, filenode) = unsafe { ((*rel).rd_id, compat::filenode(rel)) };
     let cached = TABLES.with_borrow(|t| t.get(&relid).filter(|f| f.filenode == filenode).cloned());
     let table = cached.unwrap_or_else(|| {
-        let rows = catalog::fragments(relid, filenode);
+        let owner = STAND_IN.get().filter(|s| s.0 == relid).map_or(relid, |s| s.1);
+        let rows = catalog::fragments(owner, filenode);
         let list = rows.into_iter().map(|row| TableFragment { row, relid }).collect();
         let table = Rc::new(TableFragments { filenode, list });
         TABLES.with_borrow_mut(|t| t.insert(relid, table.clone()));

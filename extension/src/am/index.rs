@@ -3,13 +3,15 @@
 //! A *plain* btree holds entries for delta rows only; see the module header of `am`. Building or validating any other
 //! index goes over the delta store with the heap's own functions and over the fragments here.
 
-use super::fragments::{self, ColumnSource};
+use super::fragments::{self, ColumnSource, TableFragment};
 use super::handler::{as_heap, heap};
 use super::{datum, deletion};
+use crate::pg::diagnostics::kept;
 use crate::pg::{compat, guarded, tid};
 use core::ffi::c_void;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
+use roaring::RoaringTreemap;
 use std::ptr::null_mut;
 
 /// btree's support function that tells whether equal values have equal bytes.
@@ -89,7 +91,7 @@ pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &I
                 if matches {
                     let mut values = [Datum::null(); INDEX_MAX_KEYS as usize];
                     let mut nulls = [false; INDEX_MAX_KEYS as usize];
-                    FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+                    kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
                     index_insert(
                         index,
                         values.as_mut_ptr(),
@@ -122,6 +124,25 @@ pub unsafe fn for_each_row(
     unsafe {
         let Some(table) = fragments::of(rel) else { return };
         let deleted = if snapshot.is_null() { Default::default() } else { deletion::deleted((*rel).rd_id, snapshot) };
+        for tf in &table.list {
+            for_each_row_of(rel, tf, &deleted, slot, &mut f);
+        }
+    }
+}
+
+/// [`for_each_row`] for one fragment, without its rows in `deleted`.
+///
+/// # Safety
+/// As for [`for_each_row`]; `tf` is a fragment of `rel`.
+pub unsafe fn for_each_row_of(
+    rel: Relation,
+    tf: &TableFragment,
+    deleted: &RoaringTreemap,
+    slot: *mut TupleTableSlot,
+    f: &mut impl FnMut(ItemPointerData),
+) {
+    // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
+    unsafe {
         let context = AllocSetContextCreateInternal(
             CurrentMemoryContext,
             c"strata fragment row".as_ptr(),
@@ -133,38 +154,36 @@ pub unsafe fn for_each_row(
         let n = (*tupdesc).natts as usize;
         let mut values = vec![Datum::null(); n];
         let mut nulls = vec![true; n];
-        for tf in &table.list {
-            let fragment = tf.open();
-            let sources = tf.columns(&fragment, tupdesc);
-            for (b, block) in fragment.blocks().iter().enumerate() {
-                pgrx::check_for_interrupts!();
-                let columns: Vec<_> = sources
-                    .iter()
-                    .map(|s| match s {
-                        ColumnSource::Column(c, _) => Some(tf.check(fragment.read(b, *c))),
-                        ColumnSource::Missing(..) => None,
-                    })
-                    .collect();
-                for i in 0..block.rows as usize {
-                    let row_id = tf.row.first_row_id + block.first_row + i as u64;
-                    if deleted.contains(row_id) {
-                        continue;
-                    }
-                    MemoryContextReset(context);
-                    let old = MemoryContextSwitchTo(context);
-                    for (a, source) in sources.iter().enumerate() {
-                        (values[a], nulls[a]) = match (source, &columns[a]) {
-                            (ColumnSource::Column(_, kind), Some(c)) if !c.is_null(i) => {
-                                (datum::from_column(*kind, c, i), false)
-                            }
-                            (ColumnSource::Missing(d, is_null), _) => (*d, *is_null),
-                            _ => (Datum::null(), true),
-                        };
-                    }
-                    fragments::store_tuple(rel, slot, row_id, &mut values, &mut nulls);
-                    MemoryContextSwitchTo(old);
-                    f(tid::from_row_id(row_id));
+        let fragment = tf.open();
+        let sources = tf.columns(&fragment, tupdesc);
+        for (b, block) in fragment.blocks().iter().enumerate() {
+            pgrx::check_for_interrupts!();
+            let columns: Vec<_> = sources
+                .iter()
+                .map(|s| match s {
+                    ColumnSource::Column(c, _) => Some(tf.check(fragment.read(b, *c))),
+                    ColumnSource::Missing(..) => None,
+                })
+                .collect();
+            for i in 0..block.rows as usize {
+                let row_id = tf.row.first_row_id + block.first_row + i as u64;
+                if deleted.contains(row_id) {
+                    continue;
                 }
+                MemoryContextReset(context);
+                let old = MemoryContextSwitchTo(context);
+                for (a, source) in sources.iter().enumerate() {
+                    (values[a], nulls[a]) = match (source, &columns[a]) {
+                        (ColumnSource::Column(_, kind), Some(c)) if !c.is_null(i) => {
+                            (datum::from_column(*kind, c, i), false)
+                        }
+                        (ColumnSource::Missing(d, is_null), _) => (*d, *is_null),
+                        _ => (Datum::null(), true),
+                    };
+                }
+                fragments::store_tuple(rel, slot, row_id, &mut values, &mut nulls);
+                MemoryContextSwitchTo(old);
+                f(tid::from_row_id(row_id));
             }
         }
         MemoryContextDelete(context);
@@ -239,7 +258,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
             if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {
                 return;
             }
-            FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+            kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
             let alive = deletion_is_open((*rel).rd_id, &at);
             guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
             rows += 1.0;

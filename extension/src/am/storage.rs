@@ -3,7 +3,8 @@
 //! Fragments belong to a relation file. TRUNCATE and DROP give the table another file or none: nothing is to be done here,
 //! the old file's rows in `strata.fragment` are swept later (`tier::sweep`), and a rollback finds everything as it was.
 //! CLUSTER, VACUUM FULL and SET TABLESPACE rewrite the delta store into a new file: the fragments are recorded for the new
-//! file too, under the same row ids. A rewriting ALTER TABLE fills a transient table row by row: when it is done the rows
+//! file too, under the same row ids; fragments that lack an attribute which was added with a default
+//! are written again with it. A rewriting ALTER TABLE fills a transient table row by row: when it is done the rows
 //! are folded into fragments.
 
 use super::handler::{as_heap, heap};
@@ -106,7 +107,16 @@ pub unsafe extern "C-unwind" fn relation_copy_for_cluster(
             });
         });
         if let Some(table) = fragments::of(old) {
-            catalog::copy_file((*old).rd_id, compat::filenode(old), compat::filenode(new));
+            let file = compat::filenode(new);
+            catalog::copy_file((*old).rd_id, compat::filenode(old), file);
+            // The catalog forgets values of attributes that were added later: from now on every row has them itself.
+            for f in table.list.iter().filter(|f| f.relies_on_catalog((*old).rd_att)) {
+                let heap_bytes = catalog::replace_fragment((*old).rd_id, file, &f.row.hash);
+                for row in writer::rewrite(old, f) {
+                    let share = u128::from(heap_bytes) * u128::from(row.row_count) / u128::from(f.row.row_count.max(1));
+                    catalog::record_fragment((*old).rd_id, file, &row, share as u64);
+                }
+            }
             *tuples += table.rows() as f64;
             if RelationGetNumberOfBlocksInFork(new, ForkNumber::MAIN_FORKNUM) == 0 {
                 analyze::add_page(new);

@@ -1,8 +1,5 @@
 //! `strata.to_warm`, `strata.to_hot`, `strata.sweep`, `strata.store_directory`.
 
-use crate::am::handler;
-use crate::error::StrataError;
-use crate::pg::{OpenRelation, compat, qualified_name};
 use crate::tier;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -16,27 +13,7 @@ fn strata_to_warm(partition: pg_sys::Oid) -> i64 {
 /// Moves a warm table or partition back to heap; returns its rows.
 #[pg_extern(sql = false)]
 fn strata_to_hot(partition: pg_sys::Oid) -> i64 {
-    if !compat::is_owner(partition) {
-        StrataError::NotOwner { relid: partition }.raise();
-    }
-    {
-        let rel = OpenRelation::open(partition, pg_sys::AccessExclusiveLock);
-        // SAFETY: the relation is open.
-        if !unsafe { handler::is_warm(rel.0) } {
-            StrataError::WrongObject {
-                message: format!("table {} is not warm", qualified_name(partition)),
-                hint: "strata.partitions shows the tier of each partition.".into(),
-            }
-            .raise();
-        }
-    }
-    let name = qualified_name(partition);
-    let result = Spi::run(&format!("ALTER TABLE {name} SET ACCESS METHOD heap"))
-        .and_then(|()| Spi::get_one::<i64>(&format!("SELECT pg_catalog.count(*) FROM ONLY {name}")));
-    match result {
-        Ok(rows) => rows.unwrap_or(0),
-        Err(e) => error!("strata.to_hot: {e}"),
-    }
+    tier::to_hot::to_hot(partition)
 }
 
 /// Removes what no table needs any more; returns the number of fragment files.

@@ -375,6 +375,16 @@ pub fn forget_file(relid: Oid, filenode: Oid) {
     );
 }
 
+/// Removes a fragment of a file from the catalog, to be replaced; returns what its rows took in the heap.
+pub fn replace_fragment(relid: Oid, filenode: Oid, hash: &str) -> u64 {
+    execute(
+        "DELETE FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 \
+         AND hash OPERATOR(pg_catalog.=) $3 RETURNING heap_bytes",
+        &[relid.into(), filenode.into(), hash.into()],
+    )
+    .unwrap_or(0) as u64
+}
+
 /// Reserves `rows` row ids of a table; returns the first.
 pub fn reserve_row_ids(relid: Oid, rows: u64) -> u64 {
     let next = execute(

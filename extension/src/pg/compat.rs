@@ -365,3 +365,68 @@ pub unsafe fn is_logically_logged(rel: pg_sys::Relation) -> bool {
             && (*(*rel).rd_rel).relpersistence == pg_sys::RELPERSISTENCE_PERMANENT as i8
     }
 }
+
+/// The fixed part of a catalog row (`GETSTRUCT`).
+///
+/// # Safety
+/// `tuple` is a row of the catalog whose struct is `T`.
+pub unsafe fn struct_of<T>(tuple: pg_sys::HeapTuple) -> *mut T {
+    // SAFETY: the caller's promise; the data starts at t_hoff, aligned for any catalog struct.
+    unsafe { (*tuple).t_data.cast::<u8>().add(usize::from((*(*tuple).t_data).t_hoff)).cast() }
+}
+
+/// The tuple at a line pointer of a page of `rel`.
+///
+/// # Safety
+/// The page is pinned, and locked or private, while the tuple is used; `item` is in normal use.
+pub unsafe fn page_tuple(
+    rel: pg_sys::Relation,
+    page: pg_sys::Page,
+    block: pg_sys::BlockNumber,
+    offset: pg_sys::OffsetNumber,
+    item: *const pg_sys::ItemIdData,
+) -> pg_sys::HeapTupleData {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::HeapTupleData {
+            t_len: (*item).lp_len(),
+            t_self: super::tid::at(block, offset),
+            t_tableOid: (*rel).rd_id,
+            t_data: page.cast::<u8>().add((*item).lp_off() as usize).cast(),
+        }
+    }
+}
+
+/// What `swap_relation_files` does to the cache entries of a relation that got another's file.
+///
+/// # Safety
+/// Both are open; their files are being exchanged.
+pub unsafe fn assume_new_file(rel: pg_sys::Relation, other: pg_sys::Relation) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*other).rd_createSubid = (*rel).rd_createSubid;
+        #[cfg(feature = "pg15")]
+        {
+            (*other).rd_newRelfilenodeSubid = (*rel).rd_newRelfilenodeSubid;
+            (*other).rd_firstRelfilenodeSubid = (*rel).rd_firstRelfilenodeSubid;
+            pg_sys::RelationAssumeNewRelfilenode(rel);
+        }
+        #[cfg(not(feature = "pg15"))]
+        {
+            (*other).rd_newRelfilelocatorSubid = (*rel).rd_newRelfilelocatorSubid;
+            (*other).rd_firstRelfilelocatorSubid = (*rel).rd_firstRelfilelocatorSubid;
+            pg_sys::RelationAssumeNewRelfilelocator(rel);
+        }
+    }
+}
+
+/// Closes the file of a relation whose catalog row was given another (newer versions do so by themselves).
+pub fn close_file(relid: pg_sys::Oid) {
+    // SAFETY: a relation-cache call on an existing relation.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    unsafe {
+        pg_sys::RelationCloseSmgrByOid(relid);
+    }
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    let _ = relid;
+}

@@ -49,6 +49,10 @@ unsafe extern "C-unwind" {
     pub fn CheckForSerializableConflictIn(relation: Relation, tid: ItemPointer, blkno: BlockNumber);
     /// `predicate.c`
     pub fn CheckForSerializableConflictOut(relation: Relation, xid: TransactionId, snapshot: Snapshot);
+    /// `predicate.c`: makes the predicate locks on pages and tuples locks on the table.
+    pub fn TransferPredicateLocksToHeapRelation(relation: Relation);
+    /// `heaptoast.c`: removes the values of `old` that are stored apart.
+    pub fn heap_toast_delete(relation: Relation, old: HeapTuple, is_speculative: bool);
     /// `nodeFuncs.c`
     #[cfg(not(feature = "pg18"))]
     #[cfg_attr(not(feature = "pg15"), link_name = "planstate_tree_walker_impl")]

@@ -5,20 +5,23 @@
 
 pub mod catalog;
 pub mod compat;
+pub mod diagnostics;
 pub mod ext;
 pub mod failpoint;
+pub mod swap;
 pub mod tid;
 
 use pgrx::pg_sys;
 
-/// Calls a raw C function (a heap callback, a function of [`ext`]) so that an ERROR inside becomes an unwind.
+/// Calls a raw C function (a heap callback, a function of [`ext`]) so that an ERROR inside becomes an unwind, which keeps
+/// all that the ERROR says ([`diagnostics`]).
 ///
 /// # Safety
 /// `f` may do nothing but call C functions whose preconditions hold.
 #[inline]
 pub unsafe fn guarded<R: Copy>(f: impl FnOnce() -> R) -> R {
     // SAFETY: the caller's promise; the closure holds nothing that needs dropping between setjmp and longjmp.
-    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(f) }
+    diagnostics::kept(|| unsafe { pg_sys::ffi::pg_guard_ffi_boundary(f) })
 }
 
 /// An open relation that is closed (its lock kept until the end of the transaction) when it goes out of scope.

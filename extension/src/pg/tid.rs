@@ -4,6 +4,7 @@
 //! to a TID in blocks from 2^31 up, 291 rows a block (the most that a TID bitmap takes).
 
 use pgrx::pg_sys::{self, BlockIdData, ItemPointerData};
+use std::ops::Range;
 
 /// The first virtual block.
 pub const FIRST_VIRTUAL_BLOCK: u32 = 1 << 31;
@@ -20,6 +21,15 @@ pub fn from_row_id(row_id: u64) -> ItemPointerData {
     ItemPointerData {
         ip_blkid: BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: (block & 0xffff) as u16 },
         ip_posid: (row_id % ROWS_PER_BLOCK) as u16 + 1,
+    }
+}
+
+/// The TID of a place in a block of the delta store.
+#[inline]
+pub fn at(block: u32, offset: u16) -> ItemPointerData {
+    ItemPointerData {
+        ip_blkid: BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: (block & 0xffff) as u16 },
+        ip_posid: offset,
     }
 }
 
@@ -53,4 +63,13 @@ pub unsafe fn row_id_at(tid: pg_sys::ItemPointer) -> Option<u64> {
 #[inline]
 pub fn row_at(block: u32, offset: u16) -> u64 {
     u64::from(block - FIRST_VIRTUAL_BLOCK) * ROWS_PER_BLOCK + u64::from(offset) - 1
+}
+
+/// The row ids whose virtual TIDs are from `min` to `max`, both included; TIDs of the delta store lie below all of them.
+pub fn row_ids_between(min: &ItemPointerData, max: &ItemPointerData) -> Range<u64> {
+    let at = |tid: &ItemPointerData, offset: u16| match block(tid).checked_sub(FIRST_VIRTUAL_BLOCK) {
+        Some(virtual_block) => u64::from(virtual_block) * ROWS_PER_BLOCK + u64::from(offset).min(ROWS_PER_BLOCK),
+        None => 0,
+    };
+    at(min, min.ip_posid.saturating_sub(1))..at(max, max.ip_posid)
 }

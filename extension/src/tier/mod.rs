@@ -1,11 +1,13 @@
 //! Tiering: moving partitions between hot and warm.
 //!
 //! * [`writer`] turns rows into fragments of a relation file and records them.
-//! * [`to_warm`] is the online move; its module header has the crash reasoning.
+//! * [`to_warm`] and [`to_hot`] are the online moves; their module headers have the crash reasoning. [`online`] is what they share.
 //! * [`sweep`] removes fragment files and catalog rows that no table needs any more.
 //! * [`worker`] runs the policies in the background. The policies themselves are SQL (`sql/schema/40_policies.sql`).
 
+pub mod online;
 pub mod sweep;
+pub mod to_hot;
 pub mod to_warm;
 pub mod worker;
 pub mod writer;

@@ -3,12 +3,13 @@
 //! ```text
 //!  1 copy   SHARE UPDATE EXCLUSIVE: readers and writers go on; no VACUUM, no other move, no DDL
 //!           every row that all snapshots see (xmin before the horizon, not deleted) goes into fragments; their TIDs are kept
+//!           fragments are recorded for the file of a transient warm table, and indexes that hold entries for fragment
+//!           rows are built there
 //!  2 swap   ACCESS EXCLUSIVE, asked for in short attempts so that nobody queues long behind it
 //!           pages that changed since (by LSN) or had other rows are read again:
 //!             a copied row that is gone      → its fragment row is deleted for every snapshot
 //!             a row that was not copied      → goes to the new delta store with its xmin and xmax (like CLUSTER)
-//!           a transient table of access method warm gets the delta rows; fragments are recorded for its file;
-//!           files are swapped and indexes rebuilt (`finish_heap_swap`): plain btrees only over the delta rows
+//!           files are swapped (`pg::swap`); plain btrees are rebuilt over the delta rows
 //! ```
 //!
 //! **Snapshots.** A fragment holds only rows that every snapshot of step 1 and later sees, unless they are deleted; versions
@@ -23,24 +24,20 @@
 //!
 //! **Logical decoding** sees nothing: the rewrite logs no logical changes.
 
+use super::online::{self, Rewrite, everybody_sees, for_each_tuple, read, tag};
 use super::writer::{self, FragmentWriter};
-use crate::am::{analyze, handler, unique};
+use crate::am::{analyze, fragments, handler, index, unique};
 use crate::error::StrataError;
-use crate::guc;
-use crate::pg::catalog;
-use crate::pg::{OpenRelation, compat, ext, failpoint, guarded};
+use crate::pg::swap::{self, IndexCopy};
+use crate::pg::{OpenRelation, catalog, compat, failpoint};
 use pgrx::pg_sys::*;
 use roaring::RoaringBitmap;
-use std::collections::HashMap;
-use std::string::String;
-
-/// How long a move waits for older snapshots.
-const HORIZON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+use std::collections::HashSet;
 
 /// Moves the rows of heap table `relid` into fragments; returns how many.
 pub fn to_warm(relid: Oid) -> i64 {
     let started = std::time::Instant::now();
-    check(relid);
+    online::check(relid);
     // SAFETY: `check` saw an ordinary table; the lock keeps it.
     unsafe {
         LockRelationOid(relid, ShareUpdateExclusiveLock as i32);
@@ -52,15 +49,15 @@ pub fn to_warm(relid: Oid) -> i64 {
             }
             .raise();
         }
-        let heap_bytes = total_size(rel.0);
-        let copied = copy(rel.0);
+        let mut copied = copy(rel.0);
+        let heap_bytes = compat::total_relation_size(relid).max(0) as u64;
+        let transient = swap::transient(rel.0, compat::access_method_oid(c"warm"), ShareUpdateExclusiveLock);
+        let (rows, copies) = record(rel.0, transient, &mut copied, heap_bytes);
         drop(rel);
         failpoint::hit(failpoint::MOVE_BEFORE_SWAP);
-        lock_for_swap(relid);
+        online::lock_for_swap(relid);
         let locked = std::time::Instant::now();
-        let rel = OpenRelation::open(relid, NoLock);
-        CheckTableNotInUse(rel.0, c"strata.to_warm".as_ptr());
-        let rows = swap(rel, copied, heap_bytes);
+        let rows = swap(relid, transient, &copied, &copies, rows);
         failpoint::hit(failpoint::MOVE_BEFORE_COMMIT);
         pgrx::debug1!(
             "strata: moved {} rows of {} in {:?}, exclusive lock held {:?}",
@@ -70,48 +67,6 @@ pub fn to_warm(relid: Oid) -> i64 {
             locked.elapsed()
         );
         rows as i64
-    }
-}
-
-/// Refuses what cannot be moved, with a clear error.
-fn check(relid: Oid) {
-    let wrong = |message: String, hint: &str| StrataError::WrongObject { message, hint: hint.to_owned() }.raise();
-    // SAFETY: system-cache look-ups.
-    unsafe {
-        let name = crate::pg::qualified_name(relid);
-        let kind = get_rel_relkind(relid) as u8;
-        if kind == RELKIND_PARTITIONED_TABLE {
-            wrong(format!("table {name} is partitioned"), "Move its partitions, or let strata.manage() do it.");
-        }
-        if kind != RELKIND_RELATION {
-            wrong(format!("{name} is not a table"), "Only ordinary tables and partitions can be moved.");
-        }
-        if !compat::is_owner(relid) {
-            StrataError::NotOwner { relid }.raise();
-        }
-        if IsCatalogRelationOid(relid) {
-            wrong(format!("{name} is a system catalog"), "Only ordinary tables and partitions can be moved.");
-        }
-        if get_rel_namespace(relid) == get_namespace_oid(c"strata".as_ptr(), true) {
-            wrong(
-                format!("{name} is a table of Strata's catalog"),
-                "Only ordinary tables and partitions can be moved.",
-            );
-        }
-        if get_rel_persistence(relid) as u8 != RELPERSISTENCE_PERMANENT {
-            wrong(
-                format!("table {name} is temporary or unlogged"),
-                "A fragment outlives a crash; only permanent tables can be moved.",
-            );
-        }
-    }
-}
-
-unsafe fn total_size(rel: Relation) -> u64 {
-    // SAFETY: `rel` is open.
-    unsafe {
-        let size = compat::total_relation_size((*rel).rd_id);
-        size.max(0) as u64
     }
 }
 
@@ -128,16 +83,11 @@ struct Copied {
     blocks: BlockNumber,
 }
 
-/// A TID as a tag of a fragment row.
-fn tag(at: &ItemPointerData) -> u64 {
-    (u64::from(crate::pg::tid::block(at)) << 16) | u64::from(at.ip_posid)
-}
-
 /// Step 1: reads the heap and writes the fragments.
 unsafe fn copy(rel: Relation) -> Copied {
     // SAFETY: `rel` is open; each page is pinned and share-locked while its tuples are looked at and copied.
     unsafe {
-        let horizon = wait_for_horizon(rel);
+        let horizon = online::wait_for_horizon(rel);
         let since = GetXLogInsertRecPtr();
         let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
         let mut writer = FragmentWriter::new(rel, rel);
@@ -174,137 +124,36 @@ unsafe fn copy(rel: Relation) -> Copied {
     }
 }
 
-/// The horizon: rows of transactions before it are seen by all. Waits a little for snapshots that are older than this
-/// statement's, so that what was committed just before the move goes into fragments too.
-unsafe fn wait_for_horizon(rel: Relation) -> TransactionId {
-    let end = std::time::Instant::now() + HORIZON_PATIENCE;
-    // SAFETY: `rel` is open; a snapshot is active while a statement runs.
+/// Records the fragments for the transient table's file and builds the indexes that hold entries for their rows. Returns the
+/// rows in fragments and the indexes.
+unsafe fn record(rel: Relation, transient: Oid, copied: &mut Copied, heap_bytes: u64) -> (u64, Vec<IndexCopy>) {
+    // SAFETY: `rel` is open and locked; the transient table is known to this session only.
     unsafe {
-        let wanted = (*GetActiveSnapshot()).xmin;
-        loop {
-            let horizon = GetOldestNonRemovableTransactionId(rel);
-            if !TransactionIdPrecedes(horizon, wanted) || std::time::Instant::now() >= end {
-                return horizon;
-            }
-            pgrx::check_for_interrupts!();
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        let relid = (*rel).rd_id;
+        let new = OpenRelation::open(transient, AccessExclusiveLock);
+        let rows = writer::record(relid, compat::filenode(new.0), &mut copied.finished, heap_bytes);
+        CommandCounterIncrement();
+        let _stand_in = fragments::StandIn::new(transient, relid);
+        (rows, swap::build_indexes(rel, new.0, |index| !index::is_plain(index)))
     }
-}
-
-/// Pins and share-locks a page.
-unsafe fn read(rel: Relation, block: BlockNumber, strategy: BufferAccessStrategy) -> Buffer {
-    // SAFETY: `block` is below the relation's length.
-    unsafe {
-        let buffer = ReadBufferExtended(rel, ForkNumber::MAIN_FORKNUM, block, ReadBufferMode::RBM_NORMAL, strategy);
-        LockBuffer(buffer, BUFFER_LOCK_SHARE as i32);
-        buffer
-    }
-}
-
-/// Calls `f` for each tuple of a share-locked page.
-unsafe fn for_each_tuple(rel: Relation, buffer: Buffer, block: BlockNumber, mut f: impl FnMut(&mut HeapTupleData)) {
-    // SAFETY: the page is locked; line pointers up to the maximum offset are valid.
-    unsafe {
-        let page = BufferGetPage(buffer);
-        for offset in 1..=compat::max_offset(page) {
-            let item = compat::item_id(page, offset);
-            if (*item).lp_flags() != LP_NORMAL {
-                continue;
-            }
-            let mut tuple = HeapTupleData {
-                t_len: (*item).lp_len(),
-                t_self: ItemPointerData {
-                    ip_blkid: BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: (block & 0xffff) as u16 },
-                    ip_posid: offset,
-                },
-                t_tableOid: (*rel).rd_id,
-                t_data: page.cast::<u8>().add((*item).lp_off() as usize).cast(),
-            };
-            f(&mut tuple);
-        }
-    }
-}
-
-/// Whether every snapshot sees the tuple: it was committed before the horizon and nobody deleted it.
-unsafe fn everybody_sees(tuple: &mut HeapTupleData, horizon: TransactionId, buffer: Buffer) -> bool {
-    // SAFETY: the page is locked.
-    unsafe {
-        let xmin = compat::tuple_xmin(tuple.t_data);
-        (xmin == FrozenTransactionId || TransactionIdPrecedes(xmin, horizon))
-            && HeapTupleSatisfiesVacuum(tuple, horizon, buffer) == HTSV_Result::HEAPTUPLE_LIVE
-    }
-}
-
-/// Gets ACCESS EXCLUSIVE without making others wait long: first whenever it is free, then in queued attempts that give up
-/// after a while and leave a pause in which those who waited behind them go on.
-unsafe fn lock_for_swap(relid: Oid) {
-    use std::time::{Duration, Instant};
-    let seconds = guc::SWAP_TIMEOUT.get() as u64;
-    let end = Instant::now() + Duration::from_secs(seconds);
-    let free_attempts = Instant::now() + Duration::from_secs(2);
-    // SAFETY: lock-manager calls on an existing relation.
-    unsafe {
-        while Instant::now() < free_attempts.min(end) {
-            pgrx::check_for_interrupts!();
-            if ConditionalLockRelationOid(relid, AccessExclusiveLock as i32) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let mut patience = 50;
-        while Instant::now() < end {
-            if compat::lock_with_timeout(relid, AccessExclusiveLock as i32, patience) {
-                return;
-            }
-            let pause = Instant::now() + Duration::from_millis(10 * patience);
-            while Instant::now() < pause {
-                pgrx::check_for_interrupts!();
-                if ConditionalLockRelationOid(relid, AccessExclusiveLock as i32) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            patience = (patience * 2).min(1000);
-        }
-    }
-    StrataError::SwapTimeout { relid, seconds }.raise()
 }
 
 /// Step 2, under ACCESS EXCLUSIVE. Returns the rows that are in fragments.
-unsafe fn swap(rel: OpenRelation, mut copied: Copied, heap_bytes: u64) -> u64 {
-    let warm = compat::access_method_oid(c"warm");
+unsafe fn swap(relid: Oid, transient: Oid, copied: &Copied, copies: &[IndexCopy], rows: u64) -> u64 {
     // SAFETY: the relation is locked exclusively: nobody else reads or writes it, all writers have ended.
     unsafe {
-        let relid = (*rel.0).rd_id;
-        let form = *(*rel.0).rd_rel;
-        let new_oid = guarded(|| {
-            ext::make_new_heap(relid, form.reltablespace, warm, form.relpersistence, AccessExclusiveLock as i32)
-        });
-        let new = OpenRelation::open(new_oid, AccessExclusiveLock);
-        let gone = carry_over(rel.0, new.0, &copied);
-        let filenode = compat::filenode(new.0);
-        let rows = writer::record(relid, filenode, &mut copied.finished, heap_bytes);
-        mark_gone(relid, filenode, &copied, &gone);
-        drop(new);
-        CacheInvalidateRelcache(rel.0);
-        drop(rel);
+        let gone = {
+            let rel = OpenRelation::open(relid, NoLock);
+            CheckTableNotInUse(rel.0, c"strata.to_warm".as_ptr());
+            let new = OpenRelation::open(transient, NoLock);
+            let gone = carry_over(rel.0, new.0, copied);
+            mark_gone(relid, compat::filenode(new.0), copied, &gone);
+            swap::insert_entries(new.0, copies, 0);
+            CacheInvalidateRelcache(rel.0);
+            gone
+        };
         CommandCounterIncrement();
-        unique::with_known_unique(|| {
-            guarded(|| {
-                ext::finish_heap_swap(
-                    relid,
-                    new_oid,
-                    false,
-                    false,
-                    false,
-                    true,
-                    form.relfrozenxid,
-                    form.relminmxid,
-                    form.relpersistence,
-                );
-            });
-        });
+        unique::with_known_unique(|| swap::exchange(relid, transient, copies, rows as f64));
         let rel = OpenRelation::open(relid, NoLock);
         analyze::keep_one_page(rel.0);
         rows - gone.len() as u64
@@ -316,13 +165,12 @@ unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> 
     // SAFETY: both relations are locked exclusively; pages are locked while they are looked at, and pinned while tuples of
     // them are rewritten.
     unsafe {
-        let form = &*(*old).rd_rel;
         let blocks = RelationGetNumberOfBlocksInFork(old, ForkNumber::MAIN_FORKNUM);
         let oldest_xmin = GetOldestNonRemovableTransactionId(old);
-        let state = guarded(|| ext::begin_heap_rewrite(old, new, oldest_xmin, form.relfrozenxid, form.relminmxid));
+        let mut rewrite = Rewrite::begin(old, new, oldest_xmin);
         let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
         let mut changed = RoaringBitmap::new();
-        let mut still_there: HashMap<u64, ()> = HashMap::new();
+        let mut still_there: HashSet<u64> = HashSet::new();
         for block in 0..blocks {
             pgrx::check_for_interrupts!();
             let buffer = read(old, block, strategy);
@@ -337,7 +185,7 @@ unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> 
             let mut carried: Vec<(HeapTupleData, HTSV_Result::Type)> = Vec::new();
             for_each_tuple(old, buffer, block, |tuple| {
                 if block < copied.blocks && everybody_sees(tuple, copied.horizon, buffer) {
-                    still_there.insert(tag(&tuple.t_self), ());
+                    still_there.insert(tag(&tuple.t_self));
                 } else {
                     carried.push((*tuple, HeapTupleSatisfiesVacuum(tuple, oldest_xmin, buffer)));
                 }
@@ -345,22 +193,20 @@ unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> 
             LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
             for (mut tuple, status) in carried {
                 if status == HTSV_Result::HEAPTUPLE_DEAD {
-                    guarded(|| ext::rewrite_heap_dead_tuple(state, &mut tuple));
+                    rewrite.dead(&mut tuple);
                 } else {
-                    let copy = heap_copytuple(&mut tuple);
-                    guarded(|| ext::rewrite_heap_tuple(state, &mut tuple, copy));
-                    heap_freetuple(copy);
+                    rewrite.carry(&mut tuple);
                 }
             }
             ReleaseBuffer(buffer);
         }
         FreeAccessStrategy(strategy);
-        guarded(|| ext::end_heap_rewrite(state));
+        rewrite.end();
         copied
             .finished
             .iter()
             .flat_map(|f| f.tags.iter())
-            .filter(|t| changed.contains((**t >> 16) as u32) && !still_there.contains_key(t))
+            .filter(|t| changed.contains((**t >> 16) as u32) && !still_there.contains(t))
             .copied()
             .collect()
     }
@@ -372,7 +218,7 @@ fn mark_gone(relid: Oid, filenode: Oid, copied: &Copied, gone: &[u64]) {
         return;
     }
     let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
-    let gone: std::collections::HashSet<u64> = gone.iter().copied().collect();
+    let gone: HashSet<u64> = gone.iter().copied().collect();
     let nowhere = catalog::nowhere();
     // SAFETY: a transaction is in progress.
     let cid = unsafe { GetCurrentCommandId(true) };

@@ -4,12 +4,14 @@
 //! an abort leaves at most a file that nothing names, which the sweeper removes, and never a row without its file.
 
 use crate::am::datum::{self, Kind};
+use crate::am::fragments::TableFragment;
 use crate::am::{fragments, handler, index};
 use crate::error::StrataError;
 use crate::guc;
 use crate::pg::catalog::{self, FragmentRow};
 use crate::pg::{compat, failpoint, guarded};
 use pgrx::pg_sys::*;
+use roaring::RoaringTreemap;
 use std::result::Result;
 use std::string::String;
 use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, PhysicalType, Schema};
@@ -203,6 +205,51 @@ pub fn record(relid: Oid, filenode: Oid, finished: &mut [Finished], heap_bytes: 
         catalog::record_fragment(relid, filenode, &f.row, share);
     }
     rows
+}
+
+/// Writes a fragment again with all attributes that the table has now: the same rows, deleted ones included, in the same
+/// order, so under the same row ids. Returns its successors.
+///
+/// # Safety
+/// `rel` is the fragment's table, open and locked.
+pub unsafe fn rewrite(rel: Relation, fragment: &TableFragment) -> Vec<FragmentRow> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let old = fragment.open();
+        let schema = old.schema();
+        let sort_key = schema.sort_key.iter().map(|c| schema.columns[*c].attnum).collect();
+        // The rows are in the order of the key that they were sorted by, if that still means the same.
+        let mut finished = rewrite_sorted_by(rel, fragment, sort_key);
+        if finished.iter().any(|f| f.tags.windows(2).any(|t| t[0] > t[1])) {
+            finished = rewrite_sorted_by(rel, fragment, Vec::new());
+        }
+        let mut next = fragment.row.first_row_id;
+        finished
+            .into_iter()
+            .map(|mut f| {
+                f.row.first_row_id = next;
+                next += f.row.row_count;
+                f.row
+            })
+            .collect()
+    }
+}
+
+unsafe fn rewrite_sorted_by(rel: Relation, fragment: &TableFragment, sort_key: Vec<i16>) -> Vec<Finished> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut writer = FragmentWriter::new(rel, rel);
+        writer.sort_key = sort_key;
+        let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
+        let natts = i32::from((*(*rel).rd_att).natts as i16);
+        index::for_each_row_of(rel, fragment, &RoaringTreemap::new(), slot, &mut |at| {
+            slot_getsomeattrs_int(slot, natts);
+            let row = crate::pg::tid::row_id(&at).unwrap_or(0);
+            writer.push((*slot).tts_values, (*slot).tts_isnull, row);
+        });
+        ExecDropSingleTupleTableSlot(slot);
+        writer.finish()
+    }
 }
 
 /// Folds all rows of a file that this transaction made and nobody else sees into fragments of `table`.

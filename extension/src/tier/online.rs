@@ -1,0 +1,245 @@
+//! What the online moves between the tiers have in common: reading heap pages beside their writers, and getting the
+//! exclusive lock for the swap without making others wait long.
+//!
+//! **Everybody sees** a tuple that was committed before the horizon and that nobody deleted; `GetOldestNonRemovableTransactionId`
+//! knows the snapshots of this server, of its standbys and of its slots. Such a tuple may be written without xmin and xmax.
+//! All others are carried over as they are (`rewriteheap.c`, as CLUSTER does), under the exclusive lock.
+
+use crate::error::StrataError;
+use crate::guc;
+use crate::pg::{compat, ext, guarded, tid};
+use pgrx::pg_sys::*;
+use std::string::String;
+
+/// How long a move waits for older snapshots.
+const HORIZON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Refuses what cannot be moved, with a clear error.
+pub fn check(relid: Oid) {
+    let wrong = |message: String, hint: &str| StrataError::WrongObject { message, hint: hint.to_owned() }.raise();
+    // SAFETY: system-cache look-ups.
+    unsafe {
+        let name = crate::pg::qualified_name(relid);
+        let kind = get_rel_relkind(relid) as u8;
+        if kind == RELKIND_PARTITIONED_TABLE {
+            wrong(format!("table {name} is partitioned"), "Move its partitions, or let strata.manage() do it.");
+        }
+        if kind != RELKIND_RELATION {
+            wrong(format!("{name} is not a table"), "Only ordinary tables and partitions can be moved.");
+        }
+        if !compat::is_owner(relid) {
+            StrataError::NotOwner { relid }.raise();
+        }
+        if IsCatalogRelationOid(relid) {
+            wrong(format!("{name} is a system catalog"), "Only ordinary tables and partitions can be moved.");
+        }
+        if get_rel_namespace(relid) == get_namespace_oid(c"strata".as_ptr(), true) {
+            wrong(
+                format!("{name} is a table of Strata's catalog"),
+                "Only ordinary tables and partitions can be moved.",
+            );
+        }
+        if get_rel_persistence(relid) as u8 != RELPERSISTENCE_PERMANENT {
+            wrong(
+                format!("table {name} is temporary or unlogged"),
+                "A fragment outlives a crash; only permanent tables can be moved.",
+            );
+        }
+    }
+}
+
+/// A TID as a number, in the order of the table.
+pub fn tag(at: &ItemPointerData) -> u64 {
+    (u64::from(tid::block(at)) << 16) | u64::from(at.ip_posid)
+}
+
+/// The horizon: rows of transactions before it are seen by all. Waits a little for snapshots that are older than this
+/// statement's, so that what was committed just before the move goes into fragments too.
+///
+/// # Safety
+/// `rel` is open; a snapshot is active.
+pub unsafe fn wait_for_horizon(rel: Relation) -> TransactionId {
+    let end = std::time::Instant::now() + HORIZON_PATIENCE;
+    // SAFETY: `rel` is open; a snapshot is active while a statement runs.
+    unsafe {
+        let wanted = (*GetActiveSnapshot()).xmin;
+        loop {
+            let horizon = GetOldestNonRemovableTransactionId(rel);
+            if !TransactionIdPrecedes(horizon, wanted) || std::time::Instant::now() >= end {
+                return horizon;
+            }
+            pgrx::check_for_interrupts!();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+/// Pins and share-locks a page.
+///
+/// # Safety
+/// `block` is a block of `rel`, which is open.
+pub unsafe fn read(rel: Relation, block: BlockNumber, strategy: BufferAccessStrategy) -> Buffer {
+    // SAFETY: `block` is below the relation's length.
+    unsafe {
+        let buffer = ReadBufferExtended(rel, ForkNumber::MAIN_FORKNUM, block, ReadBufferMode::RBM_NORMAL, strategy);
+        LockBuffer(buffer, BUFFER_LOCK_SHARE as i32);
+        buffer
+    }
+}
+
+/// Calls `f` for each tuple of a share-locked page.
+///
+/// # Safety
+/// The page is share-locked.
+pub unsafe fn for_each_tuple(rel: Relation, buffer: Buffer, block: BlockNumber, mut f: impl FnMut(&mut HeapTupleData)) {
+    // SAFETY: the page is locked; line pointers up to the maximum offset are valid.
+    unsafe {
+        let page = BufferGetPage(buffer);
+        for offset in 1..=compat::max_offset(page) {
+            let item = compat::item_id(page, offset);
+            if (*item).lp_flags() != LP_NORMAL {
+                continue;
+            }
+            f(&mut compat::page_tuple(rel, page, block, offset, item));
+        }
+    }
+}
+
+/// Whether every snapshot sees the tuple: it was committed before the horizon and nobody deleted it.
+///
+/// # Safety
+/// The tuple's page is locked.
+pub unsafe fn everybody_sees(tuple: &mut HeapTupleData, horizon: TransactionId, buffer: Buffer) -> bool {
+    // SAFETY: the page is locked.
+    unsafe {
+        let xmin = compat::tuple_xmin(tuple.t_data);
+        (xmin == FrozenTransactionId || TransactionIdPrecedes(xmin, horizon))
+            && HeapTupleSatisfiesVacuum(tuple, horizon, buffer) == HTSV_Result::HEAPTUPLE_LIVE
+    }
+}
+
+/// Gets ACCESS EXCLUSIVE without making others wait long: first whenever it is free, then in queued attempts that give up
+/// after a while and leave a pause in which those who waited behind them go on.
+///
+/// # Safety
+/// `relid` exists.
+pub unsafe fn lock_for_swap(relid: Oid) {
+    use std::time::{Duration, Instant};
+    let seconds = guc::SWAP_TIMEOUT.get() as u64;
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let free_attempts = Instant::now() + Duration::from_secs(2);
+    // SAFETY: lock-manager calls on an existing relation.
+    unsafe {
+        while Instant::now() < free_attempts.min(end) {
+            pgrx::check_for_interrupts!();
+            if ConditionalLockRelationOid(relid, AccessExclusiveLock as i32) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut patience = 50;
+        while Instant::now() < end {
+            if compat::lock_with_timeout(relid, AccessExclusiveLock as i32, patience) {
+                return;
+            }
+            let pause = Instant::now() + Duration::from_millis(10 * patience);
+            while Instant::now() < pause {
+                pgrx::check_for_interrupts!();
+                if ConditionalLockRelationOid(relid, AccessExclusiveLock as i32) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            patience = (patience * 2).min(1000);
+        }
+    }
+    StrataError::SwapTimeout { relid, seconds }.raise()
+}
+
+
+/// Copies old tuples into a new table as CLUSTER does, with their xmin and xmax.
+pub struct Rewrite {
+    state: ext::RewriteState,
+    old: TupleDesc,
+    new: TupleDesc,
+    values: Vec<Datum>,
+    nulls: Vec<bool>,
+}
+
+impl Rewrite {
+    /// Starts behind the last block of `new`.
+    ///
+    /// # Safety
+    /// Both relations are open, with the same attributes, and stay open; only this session knows `new`.
+    pub unsafe fn begin(old: Relation, new: Relation, oldest_xmin: TransactionId) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let form = &*(*old).rd_rel;
+            let natts = (*(*old).rd_att).natts as usize;
+            Self {
+                state: guarded(|| {
+                    ext::begin_heap_rewrite(old, new, oldest_xmin, form.relfrozenxid, form.relminmxid)
+                }),
+                old: (*old).rd_att,
+                new: (*new).rd_att,
+                values: vec![Datum::null(); natts],
+                nulls: vec![false; natts],
+            }
+        }
+    }
+
+    /// Writes the values of `tuple` with its own visibility. The values are formed anew: the catalog's values for attributes
+    /// that were added later do not survive the swap, and dropped attributes need not.
+    ///
+    /// # Safety
+    /// `tuple` is a tuple of the old table, pinned or copied.
+    pub unsafe fn carry(&mut self, tuple: HeapTuple) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let copy = self.reform(tuple);
+            self.write(tuple, copy);
+            heap_freetuple(copy);
+        }
+    }
+
+    /// A new tuple with the values of `tuple`.
+    ///
+    /// # Safety
+    /// As for [`Rewrite::carry`].
+    pub unsafe fn reform(&mut self, tuple: HeapTuple) -> HeapTuple {
+        // SAFETY: the caller's promise; the arrays have an element for each attribute.
+        unsafe {
+            heap_deform_tuple(tuple, self.old, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
+            for i in 0..self.nulls.len() {
+                self.nulls[i] |= compat::attribute(self.new, i).attisdropped;
+            }
+            heap_form_tuple(self.new, self.values.as_mut_ptr(), self.nulls.as_mut_ptr())
+        }
+    }
+
+    /// Writes `new` with the visibility of `old`; `new.t_self` says where it is, unless it waits for the rest of its chain.
+    ///
+    /// # Safety
+    /// Both are tuples in memory, and two.
+    pub unsafe fn write(&mut self, old: HeapTuple, new: HeapTuple) {
+        // SAFETY: the caller's promise.
+        unsafe { guarded(|| ext::rewrite_heap_tuple(self.state, old, new)) }
+    }
+
+    /// Says that `tuple` is seen by nobody.
+    ///
+    /// # Safety
+    /// `tuple` is a tuple of the old table.
+    pub unsafe fn dead(&mut self, tuple: HeapTuple) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            guarded(|| ext::rewrite_heap_dead_tuple(self.state, tuple));
+        }
+    }
+
+    /// Writes what waits, and the last page.
+    pub fn end(self) {
+        // SAFETY: begun in `begin`, ended once.
+        unsafe { guarded(|| ext::end_heap_rewrite(self.state)) }
+    }
+}
