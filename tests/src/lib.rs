@@ -27,3 +27,9 @@ pub mod twin;
 
 pub use cluster::{Cluster, Options};
 pub use sidecar::{Agent, Strata};
+
+/// The folder of this crate's sources. Asked when a test runs: a target directory may be shared by several clones, and cargo
+/// does not compile again for another one.
+pub fn source_dir() -> std::path::PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), Into::into)
+}

@@ -4,13 +4,12 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::path::Path;
 use strata_tests::script::{self, Outcome};
-use strata_tests::{Cluster, Options, checks, twin};
+use strata_tests::{Cluster, Options, checks, source_dir, twin};
 
 /// Runs `slt/NAME.sql`.
 fn compare(name: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("slt").join(format!("{name}.sql"));
+    let file = source_dir().join("slt").join(format!("{name}.sql"));
     let text = std::fs::read_to_string(&file).unwrap();
     let options = if script::self_check() { Options::new().plain() } else { Options::new() };
     let cluster = Cluster::with(options).unwrap();
@@ -26,7 +25,7 @@ macro_rules! scripts {
         #[test]
         fn every_script_has_a_test() {
             let named = [$(concat!(stringify!($name), ".sql")),*];
-            for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("slt")).unwrap() {
+            for entry in std::fs::read_dir(source_dir().join("slt")).unwrap() {
                 let file = entry.unwrap().file_name().into_string().unwrap();
                 assert!(named.contains(&file.as_str()), "slt/{file} is not in the list of scripts");
             }

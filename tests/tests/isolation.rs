@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use strata_tests::process::{give_to_server, pg_config, run};
-use strata_tests::{Cluster, Options};
+use strata_tests::{Cluster, Options, source_dir};
 
 /// Heap under the names of Strata.
 const HEAP_AS_WARM: &str = "
@@ -72,7 +72,7 @@ fn results_of(cluster: &Cluster, spec: &str) -> PathBuf {
 
 #[test]
 fn every_spec_gives_on_warm_what_it_gives_on_heap() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("isolation");
+    let source = source_dir().join("isolation");
     let mut specs: Vec<String> = fs::read_dir(source.join("specs"))
         .unwrap()
         .flatten()

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 use strata_tests::process::{give_to_server, pg_config, run};
-use strata_tests::{Cluster, Options};
+use strata_tests::{Cluster, Options, source_dir};
 
 /// Copies the files of `from` to `to`, for the server's user.
 fn copy_files(from: &Path, to: &Path) {
@@ -22,7 +22,7 @@ fn copy_files(from: &Path, to: &Path) {
 
 #[test]
 fn the_sql_interface_answers_as_written_down() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("regress");
+    let source = source_dir().join("regress");
     // Policies run when a script says so.
     let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
     // As the server's user: the clone may be somewhere that it cannot read.
