@@ -17,7 +17,7 @@ COMMENT ON FUNCTION strata.to_hot(regclass) IS 'moves a warm table or partition 
 
 CREATE FUNCTION strata.sweep(grace_seconds integer DEFAULT NULL) RETURNS bigint
     LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'strata_sweep_wrapper';
-COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs and that are older than grace_seconds (default: one hour); returns the number of files';
+COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs; returns the number of files. Without an argument, files younger than an hour stay, and where logs are archived those that the fragment log does not have yet; with one, only files younger than so many seconds stay';
 
 CREATE FUNCTION strata.store_directory() RETURNS text
     LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'strata_store_directory_wrapper';

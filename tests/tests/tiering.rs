@@ -146,3 +146,35 @@ fn explain_says_what_was_pruned() {
     assert!(said.contains("fragments") && said.contains("pruned"), "{said}");
     assert!(said.contains("blocks"), "{said}");
 }
+
+/// A recovery may want a moment at which a dropped table was there: its fragments stay until the fragment log has them.
+#[test]
+fn a_sweep_waits_for_the_fragment_log() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    for sql in [
+        "CREATE TABLE t AS SELECT generate_series(1, 1000) AS id",
+        "SELECT strata.to_warm('t')",
+        "CREATE TABLE hashes AS SELECT hash FROM strata.fragment",
+        "INSERT INTO strata.log_backup VALUES ('s', 'm', 'wal', '000000010000000000000001', 1, '0/1000000', '0/2000000', 1, 1, '', now())",
+        "DROP TABLE t",
+    ] {
+        c.batch_execute(sql).unwrap();
+    }
+    let hour_ago = std::time::SystemTime::now() - Duration::from_secs(2 * 3600);
+    for file in cluster.fragment_files() {
+        std::fs::File::open(&file).unwrap().set_modified(hour_ago).unwrap();
+    }
+    let files = cluster.fragment_files().len();
+    assert!(files > 0);
+    c.batch_execute("SELECT strata.sweep()").unwrap();
+    assert_eq!(cluster.fragment_files().len(), files, "the log does not have them yet");
+    c.batch_execute(
+        "INSERT INTO strata.log_backup SELECT 's', 'm', 'fragment', d.oid || '/' || hash, 1, NULL, NULL, 1, 1, hash, now()
+         FROM hashes, pg_database d WHERE d.datname = current_database()",
+    )
+    .unwrap();
+    c.batch_execute("SELECT strata.sweep()").unwrap();
+    assert!(cluster.fragment_files().is_empty(), "the log has them");
+    assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.fragment").unwrap(), "0");
+}

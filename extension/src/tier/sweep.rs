@@ -4,6 +4,10 @@
 //! them and a crash loses nothing. A file goes only when no row names it and it is older than an hour: a running move writes
 //! files before it inserts their rows. Files are removed after the sweeping transaction has committed: it may have dropped
 //! the table itself, and roll back.
+//!
+//! Where logs are archived (`strata.log_backup` has rows), a row, and so its file, also waits until the fragment log has the
+//! fragment, however long the agent is away: else no recovery could reach a moment at which it was in use.
+//! `strata.sweep(SECONDS)` by hand, with a grace of its own, does not wait for that.
 
 use crate::am::fragments;
 use crate::pg::{catalog, failpoint};
@@ -19,8 +23,12 @@ const GRACE: Duration = Duration::from_secs(3600);
 pub fn sweep(grace: Option<Duration>) -> i64 {
     catalog::execute(
         "DELETE FROM strata.fragment AS f WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c \
-         WHERE c.oid OPERATOR(pg_catalog.=) f.relid AND c.relfilenode OPERATOR(pg_catalog.=) f.filenode)",
-        &[],
+             WHERE c.oid OPERATOR(pg_catalog.=) f.relid AND c.relfilenode OPERATOR(pg_catalog.=) f.filenode) \
+         AND ($1 OR NOT EXISTS (SELECT FROM strata.log_backup) \
+             OR pg_catalog.concat($2::pg_catalog.oid, '/', f.hash) IN (SELECT l.name FROM strata.log_backup AS l \
+                 WHERE l.kind OPERATOR(pg_catalog.=) 'fragment'))",
+        // SAFETY: a plain variable of the backend.
+        &[grace.is_some().into(), unsafe { pgrx::pg_sys::MyDatabaseId }.into()],
     );
     catalog::execute(
         "DELETE FROM strata.deletion AS d WHERE NOT EXISTS (SELECT FROM strata.fragment AS f \
