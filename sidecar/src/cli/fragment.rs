@@ -3,7 +3,9 @@
 use super::output::{self, Output};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{Conninfo, ServerInfo};
 use crate::repository::Repository;
+use crate::repository::fragments::Repaired;
 use clap::Subcommand;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -11,22 +13,22 @@ use strata_fragment::{Fragment, Zone};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Copy a fragment from the repository into a store
+    /// Copy a fragment from the repository into a store, in place of a damaged one
     Fetch {
-        /// The fragment's hash
+        /// The fragment's hash: 64 hexadecimal digits, as errors and strata.fragment name it
         hash: String,
-        /// The oid of the database that it belongs to
+        /// The oid of the database that it belongs to; by default the one that the fragment log names
         #[arg(long, value_name = "OID")]
-        database: u32,
-        /// The store; by default the configuration's member.store
+        database: Option<u32>,
+        /// The store; by default the configuration's member.store, else the server's
         #[arg(long, value_name = "DIR")]
         store: Option<PathBuf>,
     },
-    /// Show a fragment's schema, blocks, zones and sizes
+    /// Show a fragment's columns, blocks, smallest and largest values, and sizes; needs no configuration
     Inspect {
-        /// The fragment's file
+        /// The fragment's file: STORE/DATABASE_OID/<first two digits>/<hash>.frag
         file: PathBuf,
-        /// Show every block's zones as well
+        /// Show the smallest and largest values of every block as well
         #[arg(long)]
         blocks: bool,
         /// Read everything and check it first
@@ -48,17 +50,56 @@ struct Fetched<'a> {
     store: &'a Path,
     bytes: u64,
     fetched: bool,
+    outcome: Repaired,
 }
 
-fn fetch(config: &Config, hash: &str, database: u32, store: Option<&Path>, out: &Output) -> Result<()> {
-    let store = store.or(config.member.store.as_deref()).ok_or_else(|| {
-        Error::new(ErrorKind::Usage, "which store?")
-            .with_hint("Name it with --store, or set member.store in the configuration.")
-    })?;
-    let (bytes, fetched) = Repository::open(config)?.get_fragment(database, hash, store)?;
-    out.result(&Fetched { hash, store, bytes, fetched }, || {
-        let what = if fetched { "fetched" } else { "was there" };
+fn fetch(config: &Config, hash: &str, database: Option<u32>, store: Option<&Path>, out: &Output) -> Result<()> {
+    let repository = Repository::open(config)?;
+    // The hash is checked first.
+    repository.fragment_path(hash)?;
+    let database = database.map_or_else(|| database_of(&repository, hash), Ok)?;
+    let store = match store.or(config.member.store.as_deref()) {
+        Some(store) => store.to_owned(),
+        None => store_of_server(config)?,
+    };
+    let (bytes, outcome) = repository.repair_fragment(database, hash, &store)?;
+    let fetched = outcome != Repaired::Sound;
+    out.result(&Fetched { hash, store: &store, bytes, fetched, outcome }, || {
+        let what = match outcome {
+            Repaired::Fetched => "fetched",
+            Repaired::Replaced => "the store's was damaged and is replaced",
+            Repaired::Sound => "is in the store already, and sound",
+        };
         format!("{what}: {hash} ({})", output::bytes(bytes))
+    })
+}
+
+/// The database that the fragment log names for a fragment.
+fn database_of(repository: &Repository, hash: &str) -> Result<u32> {
+    let logged = repository.fragment_log()?;
+    let mut oids: Vec<u32> =
+        logged.iter().filter(|entry| entry.fragment.hash == hash).map(|entry| entry.database_oid).collect();
+    oids.sort_unstable();
+    oids.dedup();
+    let unclear =
+        |message: String| Error::new(ErrorKind::Missing, message).with_hint("Name the database with --database OID.");
+    match oids.as_slice() {
+        [oid] => Ok(*oid),
+        [] => Err(unclear(format!("the fragment log names no fragment {hash}"))),
+        several => Err(unclear(format!("the fragment {hash} belongs to several databases: {several:?}"))),
+    }
+}
+
+/// The store of the server that the configuration leads to.
+fn store_of_server(config: &Config) -> Result<PathBuf> {
+    let ask = async {
+        let session = Conninfo::parse(&config.member.conninfo)?.connect().await?;
+        Ok(ServerInfo::ask(&session).await?.store_or(None))
+    };
+    super::block_on(ask).map_err(|error: Error| {
+        error.with_hint(
+            "Name the store with --store, or set member.store in the configuration, to do without the server.",
+        )
     })
 }
 

@@ -70,6 +70,9 @@ fn text(info: &Info) -> String {
             rows,
         ));
     }
+    for damage in &info.damage {
+        text.push_str(&format!("damaged: {damage}\n"));
+    }
     for timeline in &info.wal {
         for gap in &timeline.gaps {
             text.push_str(&format!("gap: {} to {} ({} segments)\n", gap.from, gap.to, gap.segments));

@@ -62,6 +62,14 @@ pub struct RepositoryConfig {
     /// Never write: no backup, no WAL, no fragment log. `strata recover` sets it for the server that it brings back.
     #[serde(default)]
     pub read_only: bool,
+    /// Make the repository when there is none. False keeps WAL from going to the wrong place when the repository's file system
+    /// is not mounted.
+    #[serde(default = "yes")]
+    pub create: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How backups are taken.
@@ -166,7 +174,14 @@ impl Config {
         let bad = |what: String| {
             Error::new(ErrorKind::Config, format!("the configuration \"{}\" is wrong: {what}", file.display()))
         };
-        let mut config: Config = toml::from_str(text).map_err(|error| bad(error.to_string().trim().to_owned()))?;
+        // The error's own text would show the line, which may hold a password.
+        let mut config: Config = toml::from_str(text).map_err(|error| {
+            let place = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+                let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+                format!("line {}, column {column}: ", before.matches('\n').count() + 1)
+            });
+            bad(format!("{}{}", place.unwrap_or_default(), error.message()))
+        })?;
         config.file = file.to_owned();
         check_name("system", &config.system).map_err(&bad)?;
         check_name("member.name", &config.member.name).map_err(&bad)?;
@@ -283,6 +298,15 @@ mod tests {
             assert_eq!(error.kind, ErrorKind::Config);
             assert!(error.message.contains(needle), "{needle}: {error}");
             assert!(error.message.contains("/x/strata.toml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_line_of_the_file_is_shown() {
+        for wrong in ["conninfo = \"password=geheim", "conninfo = \"password=geheim\"\nconninfo = \"x\""] {
+            let error = parse(&GOOD.replace("conninfo = \"host=/tmp user=postgres\"", wrong)).unwrap_err();
+            assert!(error.message.contains("line "), "{error}");
+            assert!(!error.full_text().contains("geheim"), "{}", error.full_text());
         }
     }
 

@@ -97,8 +97,14 @@ impl Plan {
 
 /// Plans a recovery.
 pub fn plan(repository: &Repository, request: &PlanRequest) -> Result<Plan> {
-    let backups = repository.backups()?;
+    let (backups, mut damaged) = repository.backups()?;
+    for error in &damaged {
+        tracing::warn!("a backup is left out: {error}");
+    }
     if backups.is_empty() {
+        if !damaged.is_empty() {
+            return Err(damaged.swap_remove(0));
+        }
         return Err(Error::new(
             ErrorKind::Unreachable,
             format!("there is no backup of member \"{}\" of system \"{}\"", repository.member(), repository.system()),
@@ -180,7 +186,11 @@ impl Planner<'_> {
             }
             histories.push(name);
         }
-        let fragment_list = self.fragments(&backup, &stop)?;
+        let fragment_list = self.fragments(&backup, &stop).map_err(|error| match error.kind {
+            ErrorKind::Damaged => error
+                .with_hint("Name an older backup with --backup. \"strata verify\" shows all damage in the repository."),
+            _ => error,
+        })?;
         for fragment in &fragment_list {
             if !self.repository.has_fragment(&fragment.hash)? {
                 let relation = fragment.relation.as_deref().unwrap_or("a table that is gone");
@@ -402,19 +412,21 @@ impl Planner<'_> {
         }
         for entry in self.repository.fragment_log()? {
             let key = (entry.database_oid, entry.fragment.hash.clone());
+            // A drop behind the point where the way left the entry's timeline may have happened on another branch.
+            let dropped = entry.dropped.filter(|dropped| self.chain.contains(entry.timeline, dropped.lsn));
             let (created, gone) = match stop.at {
                 StopAt::Lsn(lsn) => {
-                    (entry.fragment.created_lsn <= lsn, entry.dropped.is_some_and(|dropped| dropped.lsn <= lsn))
+                    (entry.fragment.created_lsn <= lsn, dropped.is_some_and(|dropped| dropped.lsn <= lsn))
                 }
                 StopAt::Time(time) => {
-                    (entry.fragment.created_at <= time, entry.dropped.is_some_and(|dropped| dropped.at <= time))
+                    (entry.fragment.created_at <= time, dropped.is_some_and(|dropped| dropped.at <= time))
                 }
                 StopAt::Consistent => (false, false),
             };
             let on_way = self.chain.contains(entry.timeline, entry.fragment.created_lsn);
             if gone && on_way {
                 all.remove(&key);
-            } else if created && on_way && entry.dropped.is_none_or(|dropped| dropped.lsn > backup.start_lsn) {
+            } else if created && on_way && dropped.is_none_or(|dropped| dropped.lsn > backup.start_lsn) {
                 all.entry(key).or_insert_with(|| FragmentRef {
                     database_oid: entry.database_oid,
                     database: entry.database.clone(),

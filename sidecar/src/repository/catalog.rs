@@ -126,14 +126,18 @@ impl Repository {
         }
     }
 
-    /// Reads all entries, oldest first.
-    pub fn backups(&self) -> Result<Vec<BackupEntry>> {
-        let mut entries = Vec::new();
+    /// Reads all entries, oldest first. One that is damaged does not hide the others: it comes as an error beside them.
+    pub fn backups(&self) -> Result<(Vec<BackupEntry>, Vec<Error>)> {
+        let (mut entries, mut damaged) = (Vec::new(), Vec::new());
         for id in self.backup_ids()? {
-            entries.extend(self.backup(&id)?);
+            match self.backup(&id) {
+                Ok(entry) => entries.extend(entry),
+                Err(error) if error.kind == ErrorKind::Damaged => damaged.push(error),
+                Err(error) => return Err(error),
+            }
         }
         entries.sort_by(|a: &BackupEntry, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
-        Ok(entries)
+        Ok((entries, damaged))
     }
 
     /// Records a backup. This is the moment from which on it exists.
@@ -151,6 +155,7 @@ impl Repository {
     /// Chooses the id of a new backup and creates its folder.
     pub fn create_backup_dir(&self, now: Timestamp) -> Result<(String, PathBuf)> {
         let base = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+        fsio::create_dirs(&self.catalog_dir())?;
         fsio::create_dirs(&self.backups_dir())?;
         for suffix in 1..1000 {
             let id = if suffix == 1 { base.clone() } else { format!("{base}-{suffix}") };
@@ -167,6 +172,25 @@ impl Repository {
     pub fn unfinished_backups(&self) -> Result<Vec<String>> {
         let complete = self.backup_ids()?;
         Ok(fsio::list(&self.backups_dir())?.into_iter().filter(|id| !complete.contains(id)).collect())
+    }
+
+    /// Fails when folders without an entry are not what interrupted backups leave: each backup clears what the one before
+    /// left, and the manifest is written just before the entry. So more than one folder with a manifest, or one without any
+    /// catalog, means that the catalog was lost, and that these folders are backups.
+    pub fn require_catalog(&self, unfinished: &[String]) -> Result<()> {
+        let whole: Vec<&str> =
+            unfinished.iter().filter(|id| self.manifest_path(id).exists()).map(String::as_str).collect();
+        if whole.len() < 2 && (whole.is_empty() || self.catalog_dir().is_dir()) {
+            return Ok(());
+        }
+        Err(Error::damaged(
+            format_args!("the catalog of backups \"{}\"", self.catalog_dir().display()),
+            format_args!("it has no entries for {}, which have a manifest", whole.join(", ")),
+        )
+        .with_hint(format!(
+            "Put the catalog back from another copy of the repository, or remove these folders of \"{}\" by hand.",
+            self.backups_dir().display()
+        )))
     }
 
     /// Removes a folder without an entry.

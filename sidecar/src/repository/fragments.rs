@@ -40,6 +40,18 @@ pub struct Dropped {
     pub lsn: Lsn,
 }
 
+/// What [`Repository::repair_fragment`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Repaired {
+    /// The store did not have it.
+    Fetched,
+    /// The store's was damaged, and another one is in its place.
+    Replaced,
+    /// The store's has the content that it should have.
+    Sound,
+}
+
 impl Repository {
     /// The directory of fragments.
     pub fn fragments_dir(&self) -> PathBuf {
@@ -66,6 +78,7 @@ impl Repository {
         self.writable()?;
         let to = self.fragment_path(hash)?;
         if to.exists() {
+            fsio::confirm(&to, &self.fragments_dir())?;
             return Ok(0);
         }
         fsio::create_dirs(fsio::parent(&to))?;
@@ -73,7 +86,8 @@ impl Repository {
         Ok(if published == Published::New { bytes } else { 0 })
     }
 
-    /// Copies a fragment from the repository into a store. Returns its size, and whether it was not there before.
+    /// Copies a fragment from the repository into a store. Returns its size, and whether it was not there before. A file
+    /// that is there is not read; see [`Repository::repair_fragment`].
     pub fn get_fragment(&self, database_oid: u32, hash: &str, store: &Path) -> Result<(u64, bool)> {
         let from = self.fragment_path(hash)?;
         let below = names::fragment_relative_path(database_oid, hash)
@@ -92,6 +106,20 @@ impl Repository {
         fsio::create_dirs(fsio::parent(&to))?;
         let (published, bytes) = fsio::copy_checked(&from, &to, hash)?;
         Ok((bytes, published == Published::New))
+    }
+
+    /// Copies a fragment from the repository into a store, in place of a damaged one. Returns its size, and what was done.
+    pub fn repair_fragment(&self, database_oid: u32, hash: &str, store: &Path) -> Result<(u64, Repaired)> {
+        let (bytes, fetched) = self.get_fragment(database_oid, hash, store)?;
+        if fetched {
+            return Ok((bytes, Repaired::Fetched));
+        }
+        let to = store.join(names::fragment_relative_path(database_oid, hash).unwrap_or_default());
+        // A file that cannot be read to its end is as damaged as one with another content.
+        if matches!(fsio::hash_file(&to), Ok(Some((found, _))) if found == hash) {
+            return Ok((bytes, Repaired::Sound));
+        }
+        Ok((fsio::copy_checked_over(&self.fragment_path(hash)?, &to, hash)?, Repaired::Replaced))
     }
 
     /// The hashes of all fragments, with their sizes, in order.
@@ -124,6 +152,7 @@ impl Repository {
         self.writable()?;
         let path = self.fragment_log_path(entry);
         if path.exists() {
+            fsio::confirm(&path, &self.fragment_log_dir())?;
             return Ok(Published::Existing);
         }
         fsio::create_dirs(fsio::parent(&path))?;
@@ -147,8 +176,19 @@ impl Repository {
         Ok(paths)
     }
 
-    /// Reads the fragment log.
+    /// Reads the fragment log. Entries that are damaged are left out and said; each stands for one fragment only, and
+    /// `strata verify` names them.
     pub fn fragment_log(&self) -> Result<Vec<FragmentLogEntry>> {
-        self.fragment_log_paths()?.iter().map(|path| sealed::read_required(path)).collect()
+        let mut entries = Vec::new();
+        for path in self.fragment_log_paths()? {
+            match sealed::read_required(&path) {
+                Ok(entry) => entries.push(entry),
+                Err(error) if error.kind == ErrorKind::Damaged => {
+                    tracing::warn!("left out of the fragment log: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(entries)
     }
 }

@@ -39,8 +39,22 @@ pub fn create_dirs(dir: &Path) -> Result<()> {
     create_dirs(above)?;
     match DirBuilder::new().mode(DIR_MODE).create(dir) {
         Ok(()) => fsync_dir(above),
-        Err(error) if error.kind() == IoKind::AlreadyExists && dir.is_dir() => Ok(()),
+        // Whoever made it may not have made it durable yet.
+        Err(error) if error.kind() == IoKind::AlreadyExists && dir.is_dir() => fsync_dir(above),
         Err(error) => Err(Error::io("create the directory", dir, error)),
+    }
+}
+
+/// Makes a published file's name durable. Its content is, since files are synchronized before they get their names; but
+/// the process that published it may have died before it synchronized the directories.
+pub fn confirm(path: &Path, root: &Path) -> Result<()> {
+    let mut dir = parent(path);
+    loop {
+        fsync_dir(dir)?;
+        if dir == root || !dir.starts_with(root) {
+            return Ok(());
+        }
+        dir = parent(dir);
     }
 }
 
@@ -67,11 +81,12 @@ impl Pending {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let name = target.file_name().unwrap_or_else(|| OsStr::new("file")).to_string_lossy();
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary = parent(target).join(format!(".{name}.{}-{count}.tmp", std::process::id()));
+        // Two machines, or two containers, may have processes of the same number.
+        let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+        let temporary = parent(target).join(format!(".{name}.{}-{count}-{now:x}.tmp", std::process::id()));
         let file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(FILE_MODE)
             .open(&temporary)
             .at("create", &temporary)?;
@@ -100,12 +115,12 @@ impl Pending {
         self.sync()?;
         match rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.target, RenameFlags::NOREPLACE) {
             Ok(()) => self.published = true,
-            Err(rustix::io::Errno::EXIST) => return Ok(Published::Existing),
+            Err(rustix::io::Errno::EXIST) => return self.existing(),
             // File systems without RENAME_NOREPLACE have hard links, which refuse to replace as well.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 match std::fs::hard_link(&self.temporary, &self.target) {
                     Ok(()) => {}
-                    Err(error) if error.kind() == IoKind::AlreadyExists => return Ok(Published::Existing),
+                    Err(error) if error.kind() == IoKind::AlreadyExists => return self.existing(),
                     Err(error) => return Err(Error::io("link a temporary file to", &self.target, error)),
                 }
             }
@@ -113,6 +128,11 @@ impl Pending {
         }
         fsync_dir(parent(&self.target))?;
         Ok(Published::New)
+    }
+
+    fn existing(&self) -> Result<Published> {
+        fsync_dir(parent(&self.target))?;
+        Ok(Published::Existing)
     }
 }
 
@@ -221,9 +241,28 @@ pub fn hash_file(path: &Path) -> Result<Option<(String, u64)>> {
 }
 
 /// Copies the file `from` to `to`, durably, unless `to` exists, and checks on the way that its BLAKE3 is `hash`.
-/// Nothing is published when it is not.
+/// Nothing is published when it is not. A source that is not there is [`ErrorKind::Missing`], one that cannot be read or has
+/// another content [`ErrorKind::Damaged`]; every other error is the target's.
 pub fn copy_checked(from: &Path, to: &Path, hash: &str) -> Result<(Published, u64)> {
-    let mut source = File::open(from).at("open", from)?;
+    let (pending, bytes) = copy_pending(from, to, hash)?;
+    Ok((pending.publish_new()?, bytes))
+}
+
+/// Like [`copy_checked`], in place of what is there.
+pub fn copy_checked_over(from: &Path, to: &Path, hash: &str) -> Result<u64> {
+    let (pending, bytes) = copy_pending(from, to, hash)?;
+    pending.publish()?;
+    Ok(bytes)
+}
+
+fn copy_pending(from: &Path, to: &Path, hash: &str) -> Result<(Pending, u64)> {
+    let mut source = match File::open(from) {
+        Ok(source) => source,
+        Err(error) if error.kind() == IoKind::NotFound => {
+            return Err(Error::new(ErrorKind::Missing, format!("there is no fragment \"{}\"", from.display())));
+        }
+        Err(error) => return Err(Error::io("open", from, error)),
+    };
     let mut pending = Pending::create(to)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
@@ -238,7 +277,13 @@ pub fn copy_checked(from: &Path, to: &Path, hash: &str) -> Result<(Published, u6
                 bytes += n as u64;
             }
             Err(error) if error.kind() == IoKind::Interrupted => {}
-            Err(error) => return Err(Error::io("read", from, error)),
+            Err(error) => {
+                return Err(Error::damaged(
+                    format_args!("the fragment \"{}\"", from.display()),
+                    format_args!("it cannot be read: {error}"),
+                )
+                .caused_by(error));
+            }
         }
     }
     let found = hasher.finalize().to_hex();
@@ -248,7 +293,7 @@ pub fn copy_checked(from: &Path, to: &Path, hash: &str) -> Result<(Published, u6
             format_args!("its content has the hash {found}"),
         ));
     }
-    Ok((pending.publish_new()?, bytes))
+    Ok((pending, bytes))
 }
 
 #[cfg(test)]

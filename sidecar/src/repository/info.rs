@@ -19,6 +19,8 @@ pub struct Info {
     pub repository: String,
     /// The complete backups, oldest first.
     pub backups: Vec<BackupEntry>,
+    /// What cannot be read, one sentence each; `strata verify` looks at everything.
+    pub damage: Vec<String>,
     /// Folders of backups that run now or were interrupted.
     pub unfinished_backups: Vec<String>,
     /// The WAL archive, timeline by timeline.
@@ -70,12 +72,13 @@ pub struct Gap {
 impl Repository {
     /// Collects what is there.
     pub fn info(&self) -> Result<Info> {
-        let backups = self.backups()?;
+        let (backups, damaged) = self.backups()?;
+        let mut damage: Vec<String> = damaged.into_iter().map(|error| error.message).collect();
         let identity = self.identity()?;
         let size = identity.map_or(16 << 20, |identity| u64::from(identity.segment_size));
         let mut wal = Vec::new();
         for timeline in self.wal_timelines()? {
-            wal.push(self.timeline_info(timeline, size)?);
+            wal.push(self.timeline_info(timeline, size, &mut damage)?);
         }
         let fragments = self.fragments()?;
         Ok(Info {
@@ -88,11 +91,12 @@ impl Repository {
             backup_bytes: backups.iter().map(|backup| backup.stored_bytes).sum(),
             wal_bytes: wal.iter().map(|timeline| timeline.bytes).sum(),
             backups,
+            damage,
             wal,
         })
     }
 
-    fn timeline_info(&self, timeline: u32, size: u64) -> Result<TimelineInfo> {
+    fn timeline_info(&self, timeline: u32, size: u64, damage: &mut Vec<String>) -> Result<TimelineInfo> {
         let segments = self.segments(timeline)?;
         let mut bytes = 0;
         for segment in &segments {
@@ -101,10 +105,13 @@ impl Repository {
         }
         let mut last_commit_at = None;
         for segment in segments.iter().rev() {
-            last_commit_at = self
-                .read_wal_note(&segment.to_string())?
-                .and_then(|(note, _)| note.segment)
-                .and_then(|summary| summary.last_time);
+            last_commit_at = match self.read_wal_note(&segment.to_string()) {
+                Ok(note) => note.and_then(|(note, _)| note.segment).and_then(|summary| summary.last_time),
+                Err(error) => {
+                    damage.push(error.message);
+                    None
+                }
+            };
             if last_commit_at.is_some() {
                 break;
             }

@@ -50,6 +50,18 @@ impl Lock {
         let _ = note();
         Ok(Self { _file: file })
     }
+
+    /// Takes a lock on a directory itself, which leaves no file.
+    pub fn of_directory(dir: &Path, what: &str) -> Result<Self> {
+        let file = File::open(dir).at("open", dir)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(Error::new(ErrorKind::Locked, format!("another process holds the lock for {what}")))
+            }
+            Err(error) => Err(Error::io("lock", dir, error)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The manifest of a backup: everything that is needed to lay its files out again, and their checksums.
 
+use super::fsio::Published;
 use super::{Repository, sealed};
-use crate::error::{AtPath, Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -178,8 +179,12 @@ impl Repository {
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<String> {
         let bytes = sealed::seal(manifest)?;
         let path = self.manifest_path(&manifest.id);
-        super::fsio::write_new(&path, &bytes)?;
-        std::fs::metadata(&path).at("look at", &path)?;
+        match super::fsio::write_new(&path, &bytes)? {
+            Published::New => {}
+            Published::Existing => {
+                return Err(Error::new(ErrorKind::Conflict, format!("\"{}\" is there already", path.display())));
+            }
+        }
         Ok(blake3::hash(&bytes).to_hex().to_string())
     }
 }

@@ -80,9 +80,18 @@ impl Repository {
         let repository = Self::at(config);
         repository.writable()?;
         if repository.read_head()?.is_none() {
-            if let Ok(mut entries) = std::fs::read_dir(&repository.root)
-                && entries.any(|entry| entry.is_ok_and(|e| !e.file_name().to_str().is_some_and(fsio::is_temporary)))
-            {
+            if !config.repository.create {
+                return Err(Error::new(
+                    ErrorKind::Missing,
+                    format!("there is no repository at \"{}\"", repository.root.display()),
+                )
+                .detail("repository.create is false in the configuration.")
+                .with_hint(
+                    "Is its file system mounted? Set repository.create to true to make a new repository there.",
+                ));
+            }
+            // Another process may have made it just now.
+            if holds_other_things(&repository.root) && repository.read_head()?.is_none() {
                 return Err(Error::new(
                     ErrorKind::Config,
                     format!("\"{}\" is not a repository and is not empty", repository.root.display()),
@@ -202,12 +211,30 @@ impl Repository {
         .with_hint("Give the new cluster another member name or another repository."))
     }
 
+    /// Removes what interrupted writes left anywhere in the member's part, and among the system's fragments.
+    pub fn sweep_temporary(&self) -> Result<()> {
+        let member = self.member_dir();
+        let mut dirs = vec![member.clone(), member.join("catalog"), self.wal_dir(), self.root.clone()];
+        for above in [self.wal_dir(), self.fragments_dir(), member.join("fragment-log")] {
+            dirs.extend(fsio::list(&above)?.into_iter().map(|name| above.join(name)).filter(|path| path.is_dir()));
+        }
+        dirs.iter().try_for_each(|dir| fsio::sweep_temporary(dir).map(drop))
+    }
+
     /// Proves that the repository takes files: writes one, makes it durable, and removes it.
     pub fn probe(&self) -> Result<()> {
-        let path = self.member_dir().join(".probe.tmp");
+        let path = self.member_dir().join(format!(".probe-{}.tmp", std::process::id()));
         fsio::write_atomic(&path, b"probe")?;
         std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))
     }
+}
+
+/// True when a directory holds more than what a new file system or a write in progress puts into it.
+fn holds_other_things(dir: &Path) -> bool {
+    let nothing = |name: &str| fsio::is_temporary(name) || name == "lost+found";
+    std::fs::read_dir(dir).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_str().is_some_and(nothing)))
+    })
 }
 
 #[cfg(test)]
@@ -235,6 +262,38 @@ mod tests {
         std::fs::write(dir.path().join("thesis.doc"), "x").unwrap();
         let error = Repository::open_or_create(&config(dir.path())).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Config);
+    }
+
+    #[test]
+    fn a_repository_that_must_be_there_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(&dir.path().join("mount"));
+        std::fs::create_dir_all(dir.path().join("mount/lost+found")).unwrap();
+        config.repository.create = false;
+        assert_eq!(Repository::open_or_create(&config).unwrap_err().kind, ErrorKind::Missing);
+        config.repository.create = true;
+        Repository::open_or_create(&config).unwrap();
+        config.repository.create = false;
+        Repository::open_or_create(&config).unwrap();
+    }
+
+    #[test]
+    fn a_lost_catalog_does_not_make_backups_rubbish() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::open_or_create(&config(dir.path())).unwrap();
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let (id, folder) = repository.create_backup_dir(now).unwrap();
+            ids.push(id);
+            repository.require_catalog(&ids).unwrap();
+            std::fs::write(folder.join("manifest.json"), "x").unwrap();
+        }
+        repository.require_catalog(&ids[..1]).unwrap();
+        assert_eq!(repository.require_catalog(&ids).unwrap_err().kind, ErrorKind::Damaged);
+        std::fs::remove_dir(repository.member_dir().join("catalog")).unwrap();
+        let error = repository.require_catalog(&ids[..1]).unwrap_err();
+        assert!(error.message.contains(&ids[0]), "{error}");
     }
 
     #[test]

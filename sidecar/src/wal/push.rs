@@ -73,6 +73,7 @@ pub fn push(config: &Config, path: &Path) -> Result<Pushed> {
     let already_archived = published == Published::Existing;
     if already_archived {
         same_as_archived(&repository, &note)?;
+        fsio::confirm(&target, repository.root())?;
         stored_bytes = 0;
     }
     Ok(Pushed { name: note.name, bytes: note.bytes, stored_bytes, already_archived })

@@ -241,6 +241,54 @@ fn the_way_leads_over_the_switch_to_another_timeline() {
 }
 
 #[test]
+fn a_fragment_that_was_dropped_on_another_branch_is_still_wanted() {
+    let (archive, ..) = usual();
+    archive.put("00000002.history", format!("1\t{}\tbefore x\n", Lsn(6 * SIZE + 100)).as_bytes());
+    for (number, second) in [(6, 160), (7, 170), (8, 180)] {
+        archive.wal(2, number, second);
+    }
+    let log = |hash: &str, dropped: u64| {
+        let fragment = strata_catalog::FragmentRow {
+            fragment_id: 1,
+            relid: 1,
+            relation: None,
+            hash: hash.repeat(64),
+            row_count: 1,
+            bytes: 1,
+            created_at: time(55),
+            created_lsn: Lsn(5 * SIZE + 500),
+        };
+        let entry = crate::repository::fragments::FragmentLogEntry {
+            database_oid: 5,
+            database: "d".into(),
+            fragment,
+            timeline: 1,
+            completed_at: time(55),
+            dropped: Some(crate::repository::fragments::Dropped { at: time(75), lsn: Lsn(dropped) }),
+        };
+        archive.repository.log_fragment(&entry).unwrap();
+    };
+    log("a", 6 * SIZE + 50);
+    log("b", 7 * SIZE + 200);
+    let wanted = |timeline| -> Vec<String> {
+        let plan = archive.plan_on(Target::Latest, Some(timeline)).unwrap();
+        plan.fragment_list.into_iter().map(|fragment| fragment.hash).collect()
+    };
+    assert_eq!(wanted(1), Vec::<String>::new());
+    assert_eq!(wanted(2), ["b".repeat(64)]);
+}
+
+#[test]
+fn a_damaged_entry_in_the_catalog_hides_no_other_backup() {
+    let (archive, first, second) = usual();
+    let entry = archive.repository.member_dir().join(format!("catalog/{second}.json"));
+    std::fs::write(&entry, "rubbish").unwrap();
+    assert_eq!(archive.plan(Target::Latest).unwrap().backup.id, first);
+    std::fs::write(archive.repository.member_dir().join(format!("catalog/{first}.json")), "rubbish").unwrap();
+    assert_eq!(archive.plan(Target::Latest).unwrap_err().kind, ErrorKind::Damaged);
+}
+
+#[test]
 fn without_backups_there_is_no_plan() {
     let archive = Archive::new();
     archive.wal(1, 1, 10);
