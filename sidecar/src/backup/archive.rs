@@ -1,10 +1,14 @@
 //! Waiting until WAL is in the repository.
 
+use super::blocking;
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{ServerInfo, Session};
 use crate::progress::Progress;
-use crate::repository::Repository;
-use crate::wal::name::Segment;
+use crate::repository::{Repository, fsio};
+use crate::wal::name::{Segment, WalName};
+use crate::wal::push;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -32,8 +36,30 @@ pub fn require_archiving(server: &ServerInfo) -> Result<()> {
     Ok(())
 }
 
-/// Waits until every segment from `first` to `last` is in the repository. The time limit begins anew with each one that
-/// arrives.
+/// Sees to it that the history of the server's timeline is in the archive: a recovery on a timeline begins with it. The server
+/// archives it when it makes it, but not when archiving was turned on later, as in a server that was recovered.
+pub async fn keep_history(config: &Config, session: &Session, data_directory: &Path) -> Result<()> {
+    let name: String = session.query_one("SELECT pg_walfile_name(pg_current_wal_insert_lsn())", &[]).await?.get(0);
+    let timeline = Segment::parse(&name)
+        .ok_or_else(|| Error::new(ErrorKind::Postgres, format!("the server names its WAL segment \"{name}\"")))?
+        .timeline;
+    if timeline == 1 {
+        return Ok(());
+    }
+    let path = data_directory.join("pg_wal").join(format!("{timeline:08X}.history"));
+    let config = config.clone();
+    blocking(move || {
+        let pushed = push::push(&config, &path)?;
+        if !pushed.already_archived {
+            tracing::info!("archived \"{}\", which the server had not archived", path.display());
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until every segment from `first` to `last` is in the repository, durably. The time limit begins anew with each
+/// one that arrives, and whenever the archiver got on: it may have older ones to do first.
 pub async fn wait(
     repository: &Repository,
     session: &Session,
@@ -48,6 +74,7 @@ pub async fn wait(
     progress.phase("wal", (to + 1).saturating_sub(from), "waiting until the WAL is in the repository");
     let mut deadline = Instant::now() + timeout;
     let mut next = from;
+    let mut archived = archived_count(session).await;
     loop {
         while next <= to && repository.has_segment(Segment::numbered(last.timeline, next, size)) {
             next += 1;
@@ -55,13 +82,26 @@ pub async fn wait(
             deadline = Instant::now() + timeout;
         }
         if next > to {
-            return Ok(());
+            // A push gives a segment its name just before it makes the name durable.
+            let path = repository.wal_path(&last.to_string(), WalName::Segment(last));
+            return fsio::confirm(&path, repository.root());
         }
         if Instant::now() >= deadline {
+            let now = archived_count(session).await;
+            if now > archived {
+                archived = now;
+                deadline = Instant::now() + timeout;
+                continue;
+            }
             return Err(late(session, server, Segment::numbered(last.timeline, next, size), timeout).await);
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// How many files the archiver has archived; none when that is not known.
+async fn archived_count(session: &Session) -> Option<i64> {
+    session.query_one("SELECT archived_count FROM pg_stat_archiver", &[]).await.ok().map(|row| row.get(0))
 }
 
 async fn late(session: &Session, server: &ServerInfo, segment: Segment, timeout: Duration) -> Error {

@@ -7,7 +7,8 @@
 //!
 //! A worker takes the next item when it is free; it shares nothing else. A piece of a large file is one frame; a bundle
 //! of small files is one frame. Files that change are copied in whatever state they are read: replay repairs them. What
-//! is appended behind the size that was listed is not needed, since the WAL has it; small files are read to their end.
+//! is appended behind the size that was listed is not needed, since the WAL has it; small files are read to their end, or to a
+//! limit when they grow fast (a log). `global/pg_control` is not protected by the WAL, so [`control_file`] reads it until it is whole.
 //! A file that vanished is left out, since its removal is in the WAL.
 
 use super::scan::ScannedFile;
@@ -31,6 +32,13 @@ const SMALL: u64 = 256 << 10;
 const BUNDLE: u64 = 2 << 20;
 /// How often a page with a wrong checksum is read again: it may be half written just now.
 const REREADS: u32 = 5;
+/// So many damaged pages of a file are waited for; a disk that lost a whole file shall not hold a backup up for hours.
+const PATIENT: usize = 100;
+/// The checksum of the control file stands between these places in all versions.
+const CONTROL_LEAST: usize = 128;
+const CONTROL_LIMIT: usize = 512;
+/// A small file that grew is read up to this size.
+const GROWN: u64 = 1 << 20;
 
 /// How to copy.
 #[derive(Clone, Debug)]
@@ -57,6 +65,14 @@ pub struct Copied {
 enum Item {
     Piece { file: usize, offset: u64, bytes: u64 },
     Bundle(Vec<usize>),
+}
+
+impl Part {
+    /// A piece whose place in a pack is not known yet.
+    fn of(content: &[u8], offset: u64, skip: u32) -> Self {
+        let blake3 = blake3::hash(content).to_hex().to_string();
+        Self { offset, bytes: content.len() as u64, blake3, pack: 0, frame: 0, frame_bytes: 0, skip }
+    }
 }
 
 impl Item {
@@ -139,6 +155,42 @@ pub fn copy(
 
 fn worker_died() -> Error {
     Error::new(crate::error::ErrorKind::Io, "a worker of the copy ended unexpectedly")
+}
+
+/// Copies `global/pg_control`. The server writes it in place, so a read may see half of a write: it is read until its own
+/// checksum is right.
+pub fn control_file(file: &ScannedFile, dir: &Path, number: usize, options: &CopyOptions) -> Result<Copied> {
+    let mut worker = Worker::new(std::slice::from_ref(file), dir, number, options)?;
+    let mut tries = 0;
+    let content = loop {
+        let content = std::fs::read(&file.source).map_err(|error| Error::io("read", &file.source, error))?;
+        if control_is_whole(&content) {
+            break content;
+        }
+        tries += 1;
+        if tries == 50 {
+            return Err(Error::damaged(
+                format_args!("\"{}\"", file.source.display()),
+                "its checksum does not match its content",
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    worker.content.extend_from_slice(&content);
+    worker.done.seen.push(0);
+    worker.store(vec![(0, Part::of(&content, 0, 0))])?;
+    let files = std::slice::from_ref(file);
+    assemble(files, vec![worker.finish()])
+}
+
+/// True when the control file's CRC-32C is right. Where it stands depends on the version: it is the first number that is
+/// the checksum of all bytes before it.
+fn control_is_whole(content: &[u8]) -> bool {
+    let end = content.len().min(CONTROL_LIMIT);
+    (CONTROL_LEAST..end.saturating_sub(3)).step_by(4).any(|at| {
+        let (Some(before), Some(found)) = (content.get(..at), content.get(at..at + 4)) else { return false };
+        crc32c::crc32c(before).to_le_bytes() == found
+    })
 }
 
 struct Done {
@@ -227,11 +279,16 @@ impl<'a> Worker<'a> {
                 for file in members {
                     // A file that grew meanwhile is read to its end, unless it is one that the WAL extends.
                     let Some(scanned) = self.files.get(*file) else { continue };
-                    let bytes = if scanned.first_block.is_some() { scanned.size } else { u64::MAX };
+                    let bytes = if scanned.first_block.is_some() { scanned.size } else { scanned.size.max(GROWN) };
                     parts.extend(self.read(*file, 0, bytes)?);
                 }
             }
         }
+        self.store(parts)
+    }
+
+    /// Compresses what was read and appends it to the pack.
+    fn store(&mut self, parts: Vec<(usize, Part)>) -> Result<()> {
         if self.content.is_empty() {
             return Ok(());
         }
@@ -266,7 +323,7 @@ impl<'a> Worker<'a> {
         let mut left = bytes;
         while left > 0 {
             let filled = self.content.len();
-            let room = left.min(if bytes == u64::MAX { 256 << 10 } else { PIECE }) as usize;
+            let room = left.min(if bytes <= GROWN { SMALL } else { PIECE }) as usize;
             self.content.resize(filled + room, 0);
             let buffer = self.content.get_mut(filled..).unwrap_or_default();
             let got = match file.read_at(buffer, offset + (filled - begin) as u64) {
@@ -288,17 +345,8 @@ impl<'a> Worker<'a> {
             let first = first + offset / PAGE as u64;
             check_pages(scanned, file, content, first, offset, start, &mut self.done.damaged);
         }
-        let part = Part {
-            offset,
-            bytes: content.len() as u64,
-            blake3: blake3::hash(content).to_hex().to_string(),
-            pack: 0,
-            frame: 0,
-            frame_bytes: 0,
-            // A frame's content is at most a few megabytes, except for files that grew while they were read.
-            skip: begin as u32,
-        };
-        Ok(Some((at, part)))
+        // A frame holds at most a thousand small files, each with at most a megabyte.
+        Ok(Some((at, Part::of(content, offset, begin as u32))))
     }
 }
 
@@ -312,6 +360,7 @@ fn check_pages(
     damaged: &mut Vec<DamagedPage>,
 ) {
     let (pages, _) = content.as_chunks::<PAGE>();
+    let before = damaged.len();
     for (at, found) in pages.iter().enumerate() {
         let block = (first_block + at as u64) as u32;
         if page::judge(found, block, start) != PageState::Bad {
@@ -320,7 +369,9 @@ fn check_pages(
         let position = offset + (at * PAGE) as u64;
         let mut again = [0; PAGE];
         let bad = (0..REREADS).all(|_| {
-            std::thread::sleep(Duration::from_millis(20));
+            if damaged.len() - before < PATIENT {
+                std::thread::sleep(Duration::from_millis(20));
+            }
             // A page that cannot be read any more was cut off; that is in the WAL.
             file.read_exact_at(&mut again, position).is_ok() && page::judge(&again, block, start) == PageState::Bad
         });

@@ -4,13 +4,17 @@ use crate::error::{ErrorKind, Result};
 use crate::postgres::server::{self, Database};
 use crate::postgres::{Conninfo, Session};
 use crate::progress::Progress;
-use crate::repository::Repository;
 use crate::repository::fragments::FragmentLogEntry;
 use crate::repository::manifest::FragmentRef;
+use crate::repository::{Repository, fsio};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 use strata_catalog::{FragmentRow, names};
+
+/// As far as the clock of a file system may be behind ours.
+const CLOCKS: Duration = Duration::from_secs(5);
 
 /// The fragments of one database.
 #[derive(Clone, Debug)]
@@ -69,12 +73,13 @@ pub async fn read_all(conninfo: &Conninfo, session: &Session) -> Result<Vec<Data
 /// Two reads made into one: whatever either saw.
 pub fn union(first: Vec<DatabaseFragments>, second: Vec<DatabaseFragments>) -> Vec<DatabaseFragments> {
     let mut all: BTreeMap<u32, DatabaseFragments> = BTreeMap::new();
+    let mut seen = HashSet::new();
     for one in second.into_iter().chain(first) {
         let entry = all
             .entry(one.database.oid)
             .or_insert_with(|| DatabaseFragments { database: one.database.clone(), rows: Vec::new() });
         for row in one.rows {
-            if !entry.rows.iter().any(|known| known.fragment_id == row.fragment_id && known.hash == row.hash) {
+            if seen.insert((one.database.oid, row.fragment_id, row.hash.clone())) {
                 entry.rows.push(row);
             }
         }
@@ -95,6 +100,40 @@ pub struct FragmentsCopied {
     pub failed: Vec<(FragmentRef, String)>,
 }
 
+/// Copies the fragments that came into the store after `since` and that the repository does not have: a row that came and
+/// went between two looks at the catalog has left its file.
+pub fn copy_recent(repository: &Repository, store: &Path, since: SystemTime) -> Result<()> {
+    let since = since.checked_sub(CLOCKS).unwrap_or(since);
+    for (hash, path) in files_of_store(store)? {
+        let recent = std::fs::metadata(&path).and_then(|meta| meta.modified()).is_ok_and(|modified| modified >= since);
+        if !recent {
+            continue;
+        }
+        match repository.put_fragment(&hash, &path) {
+            Err(error) if matches!(error.kind, ErrorKind::Missing | ErrorKind::Damaged) => {
+                tracing::debug!("no row named the fragment {hash}, and it was not copied: {error}");
+            }
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}
+
+/// The fragments in a store: hash and file.
+fn files_of_store(store: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for database in fsio::list(store)?.iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) {
+        for folder in fsio::list(&store.join(database))?.iter().filter(|name| name.len() == 2) {
+            let folder = store.join(database).join(folder);
+            for name in fsio::list(&folder)? {
+                let hash = name.strip_suffix(".frag").filter(|hash| names::is_fragment_hash(hash));
+                found.extend(hash.map(|hash| (hash.to_owned(), folder.join(&name))));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Copies one fragment unless the repository has it, and logs it. Returns the bytes copied.
 pub fn keep(
     repository: &Repository,
@@ -103,12 +142,8 @@ pub fn keep(
     store: &Path,
     timeline: u32,
 ) -> Result<u64> {
-    let copied = if repository.has_fragment(&row.hash)? {
-        0
-    } else {
-        let below = names::fragment_relative_path(database.oid, &row.hash).unwrap_or_default();
-        repository.put_fragment(&row.hash, &store.join(below))?
-    };
+    let below = names::fragment_relative_path(database.oid, &row.hash).unwrap_or_default();
+    let copied = repository.put_fragment(&row.hash, &store.join(below))?;
     repository.log_fragment(&FragmentLogEntry {
         database_oid: database.oid,
         database: database.name.clone(),
@@ -120,8 +155,8 @@ pub fn keep(
     Ok(copied)
 }
 
-/// Copies the fragments that the repository does not have. Those in `optional` may be gone meanwhile: their rows were
-/// seen before the backup's end but not after.
+/// Copies the fragments that the repository does not have. Those that are not `needed` may be gone meanwhile: their rows
+/// were seen before the backup's end but not after.
 pub fn copy(
     repository: &Repository,
     all: &[DatabaseFragments],
@@ -153,7 +188,8 @@ pub fn copy(
                     done.bytes_copied += bytes;
                     done.fragments.push(fragment);
                 }
-                Err(error) if error.kind == ErrorKind::DiskFull => return Err(error),
+                // Anything but a fragment that the store has lost is the repository's trouble.
+                Err(error) if !matches!(error.kind, ErrorKind::Missing | ErrorKind::Damaged) => return Err(error),
                 Err(error) if !needed(one.database.oid, row.fragment_id) => {
                     tracing::debug!("fragment {} is gone with its table: {error}", row.hash);
                 }
@@ -167,4 +203,36 @@ pub fn copy(
         }
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_file_whose_row_came_and_went_is_copied_and_older_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("system = \"s\"\n[member]\n[repository]\npath = \"{}/r\"\n", dir.path().display());
+        let repository = Repository::open_or_create(&Config::parse(&text, Path::new("/x")).unwrap()).unwrap();
+        let store = dir.path().join("store");
+        let put = |content: &str, age: u64, hash: Option<&str>| {
+            let hash = hash.map_or_else(|| blake3::hash(content.as_bytes()).to_hex().to_string(), str::to_owned);
+            let path = store.join(names::fragment_relative_path(5, &hash).unwrap());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, content).unwrap();
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+            hash
+        };
+        let (new, old) = (put("new", 0, None), put("old", 3600, None));
+        put("damaged", 0, Some(&"0".repeat(64)));
+        std::fs::write(store.join("strata.toml"), "").unwrap();
+        copy_recent(&repository, &store, SystemTime::now()).unwrap();
+        let there: Vec<String> = repository.fragments().unwrap().into_iter().map(|(hash, _)| hash).collect();
+        assert_eq!(there, [new]);
+        copy_recent(&repository, &store, SystemTime::now() - Duration::from_secs(7200)).unwrap();
+        assert!(repository.has_fragment(&old).unwrap());
+        copy_recent(&repository, &dir.path().join("nowhere"), SystemTime::now()).unwrap();
+    }
 }

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Promises. A backup in the catalog can be recovered by itself: its packs, its fragments, and the WAL from its start to
-//! its stop are durable in the repository. Fragments are listed before and after the stop: whatever a snapshot at the
-//! stop position sees is in the list. A backup that dies, by any cause, leaves a folder without a catalog entry, which
+//! its stop are durable in the repository. Fragments are listed before and after the stop; one that came and went between
+//! the two is copied all the same, since its file stays in the store for a while. A backup that dies, by any cause, leaves a folder without a catalog entry, which
 //! counts for nothing. PostgreSQL ends its backup mode by itself when our session ends.
 
 pub mod archive;
@@ -34,6 +34,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 use strata_catalog::{BackupState, Lsn};
 
 /// The result of a backup.
@@ -53,6 +54,7 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
     let began = std::time::Instant::now();
     let started_at = Timestamp::now();
     let conninfo = Conninfo::parse(&config.member.conninfo)?;
+    check_label(label)?;
     let session = conninfo.connect().await?;
     let info = ServerInfo::ask(&session).await?;
     let data_directory = config.member.data_directory.clone().unwrap_or_else(|| info.data_directory.clone());
@@ -121,8 +123,9 @@ fn check(config: &Config, info: &ServerInfo, data_directory: &Path) -> Result<()
             .with_hint("Take the backup from the primary."));
     }
     program::require_owner(data_directory)?;
+    program::require_cluster(data_directory, info.system_identifier)?;
     archive::require_archiving(info)?;
-    if config.repository.path.starts_with(data_directory) {
+    if real(&config.repository.path).starts_with(real(data_directory)) {
         return Err(Error::new(
             ErrorKind::Config,
             format!("the repository \"{}\" is inside the data directory", config.repository.path.display()),
@@ -132,16 +135,34 @@ fn check(config: &Config, info: &ServerInfo, data_directory: &Path) -> Result<()
     Ok(())
 }
 
+/// A path with its links followed, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    match (std::fs::canonicalize(path), path.parent(), path.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(above), Some(name)) => real(above).join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// The server writes the label into `backup_label`, one line of several.
+fn check_label(label: Option<&str>) -> Result<()> {
+    match label {
+        Some(label) if label.chars().count() > 200 || label.chars().any(char::is_control) => {
+            Err(Error::new(ErrorKind::Usage, format!("the label {label:?} cannot be used"))
+                .with_hint("A label has at most 200 characters and is one line."))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn clear_interrupted(repository: &Repository) -> Result<()> {
-    for id in repository.unfinished_backups()? {
+    let unfinished = repository.unfinished_backups()?;
+    repository.require_catalog(&unfinished)?;
+    for id in unfinished {
         tracing::info!("removing what the interrupted backup {id} left");
         repository.remove_unfinished(&id)?;
     }
-    fsio::sweep_temporary(&repository.member_dir())?;
-    for timeline in repository.wal_timelines()? {
-        fsio::sweep_temporary(&repository.wal_dir().join(format!("{timeline:08X}")))?;
-    }
-    Ok(())
+    repository.sweep_temporary()
 }
 
 struct Run<'a> {
@@ -175,12 +196,14 @@ impl Run<'_> {
             .query_one("SELECT pg_backup_start($1, $2)", &[&label, &self.config.backup.fast_checkpoint])
             .await?;
         let start_lsn = server::lsn(row.get(0));
-        let (scan, copied) = self.copy_files(start_lsn).await?;
+        archive::keep_history(self.config, self.session, self.data_directory).await?;
+        let (mut scan, copied) = self.copy_files(start_lsn).await?;
+        let listed_at = SystemTime::now();
         let before = fragments::read_all(self.conninfo, self.session).await?;
         let stopped = self.stop().await?;
         let after = fragments::read_all(self.conninfo, self.session).await?;
         let start = BackupLabel::parse(&stopped.label)?;
-        let fragments = self.copy_fragments(before, after, start.timeline).await?;
+        let fragments = self.copy_fragments(before, after, start.timeline, listed_at).await?;
 
         let size = u64::from(self.info.segment_size);
         let first = Segment::holding(start.timeline, start_lsn, size);
@@ -194,6 +217,11 @@ impl Run<'_> {
             .iter()
             .map(|page| format!("page {} of \"{}\" has a wrong checksum on the server", page.page, page.path))
             .collect();
+        scan.lost_tablespaces.retain(|lost| lost.is_symlink());
+        damage.extend(scan.lost_tablespaces.iter().map(|link| {
+            let target = std::fs::read_link(link).unwrap_or_default();
+            format!("the tablespace \"{}\" of \"{}\" is not there on the server", target.display(), link.display())
+        }));
         damage.extend(fragments.failed.iter().map(|(fragment, why)| {
             let relation = fragment.relation.as_deref().unwrap_or("a table that is gone");
             format!("fragment {} of {relation} in database \"{}\": {why}", fragment.hash, fragment.database)
@@ -247,23 +275,23 @@ impl Run<'_> {
         // When this future is dropped, the threads must not go on.
         let _guard = CancelOnDrop(cancelled.clone());
         blocking(move || {
+            // The same places may be written with and without links.
+            let leave_out: Vec<PathBuf> = leave_out.iter().flat_map(|path| [path.clone(), real(path)]).collect();
             let leave_out: Vec<&Path> = leave_out.iter().map(PathBuf::as_path).collect();
             let mut scan = scan::scan(&data_directory, &leave_out)?;
             let control: Vec<_> = scan.files.extract_if(.., |file| file.path == "global/pg_control").collect();
             progress.phase_bytes("data", scan.bytes(), "copying the hot data");
             let mut copied = copy::copy(&scan.files, &dir, 0, &options, &progress, &cancelled)?;
             // Last, so that it is never older than what it describes.
-            let one = CopyOptions { workers: 1, ..options.clone() };
-            let last = copy::copy(&control, &dir, options.workers, &one, &progress, &cancelled)?;
-            append(&mut copied, last);
-            fsio::fsync_dir(&dir)?;
-            if !copied.files.iter().any(|file| file.path == "global/pg_control") {
+            let [control] = control.as_slice() else {
                 return Err(Error::new(
                     ErrorKind::Io,
                     format!("\"{}\" has no global/pg_control", data_directory.display()),
                 )
                 .with_hint("Is member.data_directory the server's data directory?"));
-            }
+            };
+            append(&mut copied, copy::control_file(control, &dir, options.workers, &options)?);
+            fsio::fsync_dir(&dir)?;
             Ok((scan, copied))
         })
         .await
@@ -286,6 +314,7 @@ impl Run<'_> {
         before: Vec<fragments::DatabaseFragments>,
         after: Vec<fragments::DatabaseFragments>,
         timeline: u32,
+        listed_at: SystemTime,
     ) -> Result<fragments::FragmentsCopied> {
         let repository = self.repository.clone();
         let store = self.info.store_or(self.config.member.store.as_ref());
@@ -294,7 +323,10 @@ impl Run<'_> {
             let needed: std::collections::HashSet<(u32, i64)> =
                 after.iter().flat_map(|one| one.rows.iter().map(|row| (one.database.oid, row.fragment_id))).collect();
             let all = fragments::union(before, after);
-            fragments::copy(&repository, &all, |oid, id| needed.contains(&(oid, id)), &store, timeline, &progress)
+            let done =
+                fragments::copy(&repository, &all, |oid, id| needed.contains(&(oid, id)), &store, timeline, &progress)?;
+            fragments::copy_recent(&repository, &store, listed_at)?;
+            Ok(done)
         })
         .await
     }

@@ -3,7 +3,7 @@
 //! The repository is the truth. So nothing here makes a backup fail: a database without the extension, or one that
 //! refuses a row, costs a log line.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::server::pg_lsn;
 use crate::postgres::{Conninfo, Session};
 use crate::progress::{Report, Sink};
@@ -101,6 +101,8 @@ impl Job {
         };
         let (session, id) = match begin.await {
             Ok(found) => found?,
+            // The work itself says so if it needs the server.
+            Err(error) if error.kind == ErrorKind::Connection => return None,
             Err(error) => {
                 tracing::warn!("the job is not recorded in strata.job: {error}");
                 return None;

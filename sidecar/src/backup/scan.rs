@@ -54,6 +54,8 @@ pub struct Scan {
     pub files: Vec<ScannedFile>,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
+    /// Links to tablespaces whose directories are not there: dropped just now, or lost.
+    pub lost_tablespaces: Vec<PathBuf>,
 }
 
 impl Scan {
@@ -153,7 +155,11 @@ impl Scanner<'_> {
         let meta = match std::fs::metadata(&source) {
             Ok(meta) => meta,
             Err(error) if error.kind() == IoKind::NotFound => {
-                tracing::warn!("left out \"{}\": its target is not there", source.display());
+                if below == "pg_tblspc" {
+                    self.scan.lost_tablespaces.push(source);
+                } else {
+                    tracing::warn!("left out \"{}\": its target is not there", source.display());
+                }
                 return Ok(());
             }
             Err(error) => return Err(Error::io("look at", &source, error)),
@@ -176,6 +182,10 @@ impl Scanner<'_> {
                 return Ok(());
             }
             return self.directory(&source, &path);
+        }
+        if !meta.is_file() {
+            tracing::warn!("left out \"{}\": it leads to neither a file nor a directory", source.display());
+            return Ok(());
         }
         let modified = meta.mtime();
         self.scan.files.push(ScannedFile { path, source, size: meta.len(), mode, modified, first_block: None });
@@ -280,6 +290,11 @@ mod tests {
         touch(space.join("PG_15_202209061/pgsql_tmp/x"));
         std::fs::create_dir_all(root.join("pg_tblspc")).unwrap();
         std::os::unix::fs::symlink(&space, root.join("pg_tblspc/25000")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("gone"), root.join("pg_tblspc/25001")).unwrap();
+        // What would block whoever opens it.
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("socket"), root.join("linked")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("gone"), root.join("dangling")).unwrap();
 
         let scan = scan(&root, &[&root.join("store")]).unwrap();
         let mut expected: Vec<String> = kept.iter().map(|name| (*name).to_owned()).collect();
@@ -292,6 +307,7 @@ mod tests {
             assert!(directories.contains(&needed), "{needed}");
         }
         assert_eq!(scan.tablespaces.len(), 1);
+        assert_eq!(scan.lost_tablespaces, [root.join("pg_tblspc/25001")]);
         let paged = |path: &str| scan.files.iter().find(|file| file.path == path).unwrap().first_block;
         assert_eq!(paged("base/1/20001.1"), Some(page::BLOCKS_PER_FILE));
         assert_eq!(paged("global/1262"), Some(0));

@@ -126,7 +126,9 @@ fn settings(config: &Config, info: &ServerInfo) -> Result<((), String)> {
         return Err(Error::new(ErrorKind::Forbidden, "repository.read_only is true, so nothing is archived")
             .with_hint("When this server is the one to go on with, set it to false and turn archiving on."));
     }
-    program::require_owner(&info.data_directory)?;
+    let data_directory = config.member.data_directory.as_ref().unwrap_or(&info.data_directory);
+    program::require_owner(data_directory)?;
+    program::require_cluster(data_directory, info.system_identifier)?;
     archive::require_archiving(info)?;
     let how = if info.archive_library.is_empty() { &info.archive_command } else { &info.archive_library };
     Ok(((), format!("wal_level {}, archive_mode {}, archiving by: {how}", info.wal_level, info.archive_mode)))
@@ -180,6 +182,8 @@ async fn archiving(
     let segment = Segment::parse(&name)
         .ok_or_else(|| Error::new(ErrorKind::Postgres, format!("the server names its WAL segment \"{name}\"")))?;
     archive::wait(repository, session, info, segment, segment, config.backup.archive_timeout, progress).await?;
+    let data_directory = config.member.data_directory.as_ref().unwrap_or(&info.data_directory);
+    archive::keep_history(config, session, data_directory).await?;
     let (reader, wanted) = (repository.clone(), name.clone());
     blocking(move || reader.read_wal(&wanted)).await?;
     Ok(((), format!("the WAL segment {name} arrived after {:.2} s and is sound", began.elapsed().as_secs_f64())))

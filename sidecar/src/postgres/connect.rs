@@ -164,11 +164,14 @@ impl Conninfo {
                 tracing::debug!("connection ended: {error}");
             }
         });
-        // What we run must not depend on what a role or database has set.
+        // What we run must not depend on what a role or database has set. A backup's session is idle for as long as the copy
+        // takes; rows about work must not wait for a standby that is gone.
         client
             .batch_execute(
                 "SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0; \
-                 SET idle_in_transaction_session_timeout = 0; SET timezone = 'UTC'; SET client_min_messages = warning",
+                 SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
+                 SET default_transaction_read_only = off; SET synchronous_commit = local; \
+                 SET timezone = 'UTC'; SET client_min_messages = warning",
             )
             .await?;
         Ok(Session { client })

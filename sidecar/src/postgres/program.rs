@@ -43,6 +43,29 @@ pub fn require_owner(data_directory: &Path) -> Result<()> {
     ))
 }
 
+/// Fails unless `data_directory` holds the cluster with this system identifier: a conninfo may lead to another server than the
+/// one whose files are here.
+pub fn require_cluster(data_directory: &Path, system_identifier: u64) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let path = data_directory.join("global/pg_control");
+    let mut first = [0; 8];
+    std::fs::File::open(&path)
+        .and_then(|file| file.read_exact_at(&mut first, 0))
+        .map_err(|error| Error::io("read", &path, error).with_hint("Is this the server's data directory?"))?;
+    let found = u64::from_le_bytes(first);
+    if found == system_identifier {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        format!(
+            "\"{}\" is not the data directory of the server that member.conninfo leads to",
+            data_directory.display()
+        ),
+    )
+    .detail(format!("It has system identifier {found}; the server has {system_identifier}.")))
+}
+
 /// The directory with `postgres` and `pg_ctl` of a major version. Looks at `wanted` first, then where it was when the
 /// backup was taken, then where distributions put it, then at the search path.
 pub fn bin_directory(wanted: Option<&Path>, known: Option<&Path>, version: u32) -> Result<PathBuf> {

@@ -112,3 +112,45 @@ fn a_page_with_a_wrong_checksum_is_named() {
     let copied = run(std::slice::from_ref(&file), target.path(), &options);
     assert_eq!(copied.damaged_pages, [DamagedPage { path: "16384".into(), page: 42 }]);
 }
+
+#[test]
+fn a_log_that_grows_is_not_followed_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let small = scanned(dir.path(), "a", b"short");
+    let log = scanned(dir.path(), "b", b"short");
+    std::fs::write(&small.source, vec![1; 300_000]).unwrap();
+    std::fs::write(&log.source, vec![2; 5 << 20]).unwrap();
+    let copied = run(&[small, log], target.path(), &options(1));
+    assert_eq!(copied.files.iter().map(|file| file.bytes).collect::<Vec<_>>(), [300_000, GROWN]);
+    assert_eq!(restored(&copied, target.path(), &copied.files[1]), vec![2; GROWN as usize]);
+}
+
+/// A control file as `initdb` makes one: the checksum stands behind 288 bytes of content, and zeros follow.
+fn control() -> Vec<u8> {
+    let mut content: Vec<u8> = (0..288u32).map(|n| (n * 7) as u8).collect();
+    content.extend_from_slice(&crc32c::crc32c(&content).to_le_bytes());
+    content.resize(8192, 0);
+    content
+}
+
+#[test]
+fn a_control_file_is_read_until_it_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let mut torn = control();
+    torn[200] ^= 1;
+    let file = scanned(dir.path(), "pg_control", &torn);
+    let source = file.source.clone();
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        std::fs::write(source, control()).unwrap();
+    });
+    let copied = control_file(&file, target.path(), 0, &options(1)).unwrap();
+    writer.join().unwrap();
+    assert_eq!(restored(&copied, target.path(), &copied.files[0]), control());
+    std::fs::write(&file.source, torn).unwrap();
+    let error = control_file(&file, target.path(), 1, &options(1)).unwrap_err();
+    assert_eq!(error.kind, crate::error::ErrorKind::Damaged);
+    assert!(error.message.contains("pg_control"), "{error}");
+}
