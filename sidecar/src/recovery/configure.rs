@@ -13,6 +13,7 @@
 use super::plan::StopAt;
 use crate::config::Config;
 use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::repository::fsio;
 use crate::repository::manifest::Manifest;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -37,10 +38,10 @@ pub struct NewPlace {
 }
 
 /// Writes a file with these permissions, in place of what is there.
-fn write(path: &Path, mode: u32, content: &str) -> Result<()> {
+fn write(path: &Path, mode: u32, content: impl AsRef<[u8]>) -> Result<()> {
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).at("create", path)?;
-    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).at("write", path)
+    file.write_all(content.as_ref()).and_then(|()| file.sync_all()).at("write", path)
 }
 
 /// A text as a value in a PostgreSQL configuration file.
@@ -59,34 +60,42 @@ pub fn restore_command(program: &Path, config: &Path) -> String {
     format!("{} --config {} wal fetch %f \"%p\"", word(program), word(config))
 }
 
-fn setting_of(line: &str) -> Option<String> {
-    let line = line.trim_start();
-    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'))?;
-    let name = line.get(..end)?;
+/// The setting in a line. Configuration files are bytes: comments and values have any encoding.
+fn setting_of(line: &[u8]) -> Option<String> {
+    let line = line.trim_ascii_start();
+    let end = line.iter().position(|c| !(c.is_ascii_alphanumeric() || *c == b'_' || *c == b'.'))?;
+    let name = std::str::from_utf8(line.get(..end)?).ok()?;
     (!name.is_empty()).then(|| name.to_ascii_lowercase())
 }
 
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split_inclusive(|c| *c == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+}
+
 /// `postgresql.auto.conf` with our lines last and without older ones of the same names.
-pub fn auto_conf(old: &str, settings: &[(String, String)]) -> String {
+pub fn auto_conf(old: &[u8], settings: &[(String, String)]) -> Vec<u8> {
     let ours = |name: &str| name.starts_with("recovery_target") || settings.iter().any(|(ours, _)| ours == name);
-    let mut text: String = old
-        .lines()
+    let mut text: Vec<u8> = lines(old)
         .filter(|line| !setting_of(line).is_some_and(|name| ours(&name)))
-        .flat_map(|line| [line, "\n"])
+        .flat_map(|line| [line, b"\n"])
+        .flatten()
+        .copied()
         .collect();
     for (name, value) in settings {
-        text.push_str(&format!("{name} = {}\n", quote(value)));
+        text.extend_from_slice(format!("{name} = {}\n", quote(value)).as_bytes());
     }
     text
 }
 
 /// `postgresql.conf` with the settings that lead back to the old place commented out.
-fn without_old_place(text: &str) -> String {
-    text.lines()
+fn without_old_place(text: &[u8]) -> Vec<u8> {
+    lines(text)
         .flat_map(|line| {
             let old = setting_of(line).is_some_and(|name| PLACE_SETTINGS.contains(&name.as_str()));
-            [if old { "# commented out by strata recover: " } else { "" }, line, "\n"]
+            [if old { b"# commented out by strata recover: ".as_slice() } else { b"" }, line, b"\n"]
         })
+        .flatten()
+        .copied()
         .collect()
 }
 
@@ -111,21 +120,21 @@ pub fn write_all(
     write(&data.join("recovery.signal"), 0o600, "")?;
 
     let conf = data.join("postgresql.conf");
-    match std::fs::read_to_string(&conf) {
-        Ok(text) => {
+    match fsio::read_optional(&conf)? {
+        Some(text) => {
             let cleaned = without_old_place(&text);
             if cleaned != text {
                 write(&conf, 0o600, &cleaned)?;
             }
         }
-        Err(_) => {
+        None => {
             let mut text = String::from("# Written by strata recover: the backup had no postgresql.conf.\n");
             for (name, value) in &manifest.server.settings {
                 if !PLACE_SETTINGS.contains(&name.as_str()) {
                     text.push_str(&format!("{name} = {}\n", quote(value)));
                 }
             }
-            write(&conf, 0o600, &text)?;
+            write(&conf, 0o600, text)?;
         }
     }
     if !data.join("pg_hba.conf").exists() {
@@ -158,8 +167,8 @@ pub fn write_all(
     }
     set("archive_mode", "off".to_owned());
     let auto = data.join("postgresql.auto.conf");
-    let old = std::fs::read_to_string(&auto).unwrap_or_default();
-    write(&auto, 0o600, &auto_conf(&old, &settings))?;
+    let old = fsio::read_optional(&auto)?.unwrap_or_default();
+    write(&auto, 0o600, auto_conf(&old, &settings))?;
     // The recovery itself needs this file; the connection is known only when the server's settings are settled.
     write_strata_toml(config, place, "", &toml)?;
     Ok(toml)
@@ -178,7 +187,8 @@ pub fn write_strata_toml(config: &Config, place: &NewPlace, conninfo: &str, toml
         .map_err(|error| Error::new(ErrorKind::Config, format!("could not write \"{}\": {error}", toml.display())))?;
     let head = "# Written by strata recover. When this server is the one to go on with, set repository.read_only to false\n\
                 # and turn archiving on: archive_mode = on, archive_command = 'strata --config THIS_FILE wal push %p'.\n";
-    write(toml, 0o600, &format!("{head}{text}"))
+    write(toml, 0o600, format!("{head}{text}"))?;
+    fsio::fsync_dir(fsio::parent(toml))
 }
 
 /// The value that a setting will have when the server starts.
@@ -199,6 +209,38 @@ pub fn effective(place: &NewPlace, name: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Fails when the new server's files would lead it to another data directory: a file that `postgresql.conf` includes may
+/// say so, and the server would start over the old data.
+pub fn require_own_directory(place: &NewPlace) -> Result<()> {
+    let leads_to = PathBuf::from(effective(place, "data_directory")?);
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if real(&leads_to) == real(&place.data) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Recovery,
+        format!("the recovered configuration leads to another data directory, \"{}\"", leads_to.display()),
+    )
+    .with_hint(format!(
+        "Remove data_directory from the files that \"{}\" includes.",
+        place.data.join("postgresql.conf").display()
+    )))
+}
+
+/// Fails when somebody listens on a port: on this machine's loopback, or on a socket in one of these directories.
+pub fn require_free_port<'a>(port: u16, directories: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let loopback = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
+    let taken = std::net::TcpStream::connect_timeout(&loopback, std::time::Duration::from_secs(1)).is_ok()
+        || directories
+            .into_iter()
+            .any(|dir| std::os::unix::net::UnixStream::connect(dir.join(format!(".s.PGSQL.{port}"))).is_ok());
+    if taken {
+        return Err(Error::new(ErrorKind::Conflict, format!("a server uses port {port} already"))
+            .with_hint("Name another port with --port."));
+    }
+    Ok(())
+}
+
 /// Sees to a Unix socket directory and, when the server is to be started, a port that nobody uses. Returns both.
 pub fn settle_address(place: &NewPlace, start: bool) -> Result<(PathBuf, u16)> {
     let sockets = effective(place, "unix_socket_directories")?;
@@ -209,26 +251,18 @@ pub fn settle_address(place: &NewPlace, start: bool) -> Result<(PathBuf, u16)> {
     } else {
         let fallback = std::env::temp_dir();
         let auto = place.data.join("postgresql.auto.conf");
-        let old = std::fs::read_to_string(&auto).at("read", &auto)?;
+        let old = std::fs::read(&auto).at("read", &auto)?;
         let ours = [("unix_socket_directories".to_owned(), fallback.display().to_string())];
         let text = auto_conf(&old, &ours);
         // archive_mode stays the last line.
-        write(&auto, 0o600, &auto_conf(&text, &[("archive_mode".to_owned(), "off".to_owned())]))?;
+        write(&auto, 0o600, auto_conf(&text, &[("archive_mode".to_owned(), "off".to_owned())]))?;
         fallback
     };
     let port: u16 = effective(place, "port")?
         .parse()
         .map_err(|_| Error::new(ErrorKind::Recovery, "the recovered configuration has no usable port"))?;
-    let socket = directory.join(format!(".s.PGSQL.{port}"));
-    let taken = std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        || std::net::TcpStream::connect_timeout(
-            &std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port)),
-            std::time::Duration::from_secs(1),
-        )
-        .is_ok();
-    if start && taken {
-        return Err(Error::new(ErrorKind::Conflict, format!("a server uses port {port} already"))
-            .with_hint("Name another port with --port."));
+    if start {
+        require_free_port(port, [directory.as_path()])?;
     }
     Ok((directory, port))
 }
@@ -239,16 +273,16 @@ mod tests {
 
     #[test]
     fn our_settings_come_last_and_replace_older_ones() {
-        let old = "# keep\nwork_mem = '64MB'\nArchive_Mode = 'on'\nrecovery_target_xid = '7'\n";
+        let old = b"# k\xe9\xe9p\nwork_mem = '64MB'\nArchive_Mode = 'on'\nrecovery_target_xid = '7'\n";
         let ours = [("port".to_owned(), "5433".to_owned()), ("archive_mode".to_owned(), "off".to_owned())];
         let text = auto_conf(old, &ours);
-        assert_eq!(text, "# keep\nwork_mem = '64MB'\nport = '5433'\narchive_mode = 'off'\n");
+        assert_eq!(text, b"# k\xe9\xe9p\nwork_mem = '64MB'\nport = '5433'\narchive_mode = 'off'\n");
     }
 
     #[test]
     fn what_leads_to_the_old_place_is_commented_out() {
-        let text = without_old_place("data_directory = '/old'\n#hba_file = 'x'\nport = 1\n");
-        assert_eq!(text, "# commented out by strata recover: data_directory = '/old'\n#hba_file = 'x'\nport = 1\n");
+        let text = without_old_place(b"data_directory = '/old'\n#hba_file = '\xe9'\nport = 1");
+        assert_eq!(text, b"# commented out by strata recover: data_directory = '/old'\n#hba_file = '\xe9'\nport = 1\n");
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //!
 //! Promises. Nothing is written before the plan is complete. The directory that is named is absent or empty; no running
 //! server is touched. The server opens at the target or not at all. It opens with archiving off. Fragments that a query
-//! touches before they were fetched come on demand; `full` waits for all of them. What could not be fetched is named.
+//! touches before they were fetched come on demand; `full` waits for all of them. What could not be fetched is named. Once it
+//! is open, nothing of the target stays in its configuration.
 
 pub mod background;
 pub mod configure;
@@ -153,6 +154,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         Some(store) => std::path::absolute(store).map_err(|error| Error::io("use", store, error))?,
         None => names::default_store(&into),
     };
+    let conninfo = Conninfo::parse(&config.member.conninfo)?;
     let repository = Repository::open(config)?;
     let workers = request.jobs.unwrap_or_else(|| config.backup.workers());
     progress.phase("plan", 0, "planning the recovery");
@@ -173,19 +175,28 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         port: request.port,
     };
     let tablespaces = restore::place_tablespaces(&manifest.tablespaces, &into, &request.tablespaces)?;
+    if request.start {
+        require_free_port(&manifest, request.port)?;
+    }
+    let claimed = restore::claim(&into)?;
     std::fs::create_dir_all(&store).map_err(|error| Error::io("create the directory", &store, error))?;
     // The socket comes first: it is also what keeps two recoveries out of one store.
     let lock = Listener::bind(&names::default_socket(&store))?;
 
     let manifest = Arc::new(manifest);
-    let toml =
-        lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request.start, progress).await?;
+    let toml = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request.start, progress)
+        .await
+        .map_err(|error| half_done(error, &into))?;
     let seconds_to_restore = began.elapsed().as_secs_f64();
     let (directory, port) = {
         let (place, start) = (place.clone(), request.start);
-        blocking(move || configure::settle_address(&place, start)).await?
+        let settle = move || {
+            configure::require_own_directory(&place)?;
+            configure::settle_address(&place, start)
+        };
+        blocking(settle).await.map_err(|error| half_done(error, &into))?
     };
-    let conninfo = Conninfo::parse(&config.member.conninfo)?.moved(&directory, port);
+    let conninfo = conninfo.moved(&directory, port);
     configure::write_strata_toml(config, &place, &conninfo.text(), &toml)?;
     let mut recovered = Recovered {
         into: into.clone(),
@@ -206,6 +217,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         fragment_bytes: plan.fragment_bytes,
     };
     drop(lock);
+    drop(claimed);
     let planned = || plan.fragment_list.iter().map(Wanted::from).collect::<Vec<_>>();
     if !request.start {
         let fetched = match request.full {
@@ -224,6 +236,12 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     drop(spool);
     recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
     recovered.conninfo = Some(conninfo.describe());
+    if let Err(error) = forget_target(&conninfo).await {
+        tracing::warn!(
+            "the recovery target stays in \"{}\"; remove the lines that begin with recovery_target before a standby is made of this server: {error}",
+            into.join("postgresql.auto.conf").display()
+        );
+    }
     recovered.agent_pid = background.and_then(BackgroundAgent::release);
     let Some(serving) = serving else { return Ok(Outcome { recovered, fetched: None }) };
     let wanted = match fragments::wanted(&conninfo).await {
@@ -240,6 +258,35 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         recovered.agent_pid = BackgroundAgent::start(&toml, &store, true).await?.release();
     }
     Ok(Outcome { recovered, fetched: Some(fetched) })
+}
+
+/// Takes the recovery target out of the configuration of a server that reached it: a standby that is copied from the server
+/// would stop there.
+async fn forget_target(conninfo: &Conninfo) -> Result<()> {
+    let session = conninfo.connect().await?;
+    for row in session.query("SELECT name FROM pg_settings WHERE name ~ '^recovery_target'", &[]).await? {
+        session.batch_execute(&format!("ALTER SYSTEM RESET {}", row.get::<_, String>(0))).await?;
+    }
+    Ok(())
+}
+
+/// What is in the way of another try.
+fn half_done(error: Error, into: &Path) -> Error {
+    let hint = format!("\"{}\" holds what was laid out so far. Empty it before the next try.", into.display());
+    let hint = match error.hint() {
+        Some(first) => format!("{first} {hint}"),
+        None => hint,
+    };
+    error.with_hint(hint)
+}
+
+/// Fails when it is known already that the new server's port is not free: before hours of laying out, not after.
+fn require_free_port(manifest: &Manifest, asked: Option<u16>) -> Result<()> {
+    let setting = |name: &str| manifest.server.settings.iter().find(|(other, _)| other == name).map(|(_, value)| value);
+    let port = asked.or_else(|| setting("port").map_or(Some(5432), |port| port.parse().ok()));
+    let directories = setting("unix_socket_directories").map_or("", String::as_str);
+    let directories = directories.split(',').map(|dir| Path::new(dir.trim())).filter(|dir| dir.is_absolute());
+    port.map_or(Ok(()), |port| configure::require_free_port(port, directories))
 }
 
 impl From<&crate::repository::manifest::FragmentRef> for Wanted {
@@ -289,10 +336,10 @@ async fn prepare(
     .await
 }
 
-/// True when a store holds more than a socket and configuration that an earlier recovery left.
+/// True when a store holds more than a socket, configuration and read-ahead WAL that an earlier recovery left.
 fn has_fragments(store: &Path) -> bool {
-    std::fs::read_dir(store)
-        .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
+    let other = |path: PathBuf| path.is_dir() && path != spool::directory(store);
+    std::fs::read_dir(store).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| other(entry.path()))))
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -7,6 +7,7 @@
 use crate::error::{AtPath, Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::repository::Repository;
+use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Tablespace};
 use crate::repository::pack::PackReader;
 use std::collections::HashMap;
@@ -137,6 +138,16 @@ pub fn place_tablespaces(
             |(_, path)| path.clone(),
         );
         require_empty(&path)?;
+        let wrong = |why: String| {
+            Error::new(ErrorKind::Usage, format!("the tablespace {oid} cannot go to \"{}\"", path.display()))
+                .detail(why)
+        };
+        if path.starts_with(into) || into.starts_with(&path) {
+            return Err(wrong("A tablespace and the data directory must stand side by side.".to_owned()));
+        }
+        if let Some(other) = places.iter().find(|other: &&TablespacePlace| other.path == path) {
+            return Err(wrong(format!("The tablespace {} goes there.", other.oid)));
+        }
         places.push(TablespacePlace { oid: tablespace.oid, path });
     }
     match unused.first() {
@@ -156,7 +167,20 @@ pub fn tablespace_map(places: &[TablespacePlace]) -> String {
     map
 }
 
-/// Lays a backup out in `into`, which must be absent or empty.
+/// Takes the new data directory for this recovery: makes it when it is absent, and keeps other recoveries out.
+pub fn claim(into: &Path) -> Result<Lock> {
+    require_empty(into)?;
+    if let Some(above) = into.parent() {
+        std::fs::create_dir_all(above).at("create the directory", above)?;
+    }
+    create_private_dir(into, 0o700)?;
+    let lock = Lock::of_directory(into, &format!("a recovery into \"{}\"", into.display()))?;
+    // The other one may have been done meanwhile.
+    require_empty(into)?;
+    Ok(lock)
+}
+
+/// Lays a backup out in `into`, which is empty.
 pub fn restore(
     repository: &Repository,
     manifest: &Manifest,
@@ -165,11 +189,6 @@ pub fn restore(
     workers: usize,
     progress: &Progress,
 ) -> Result<()> {
-    require_empty(into)?;
-    if let Some(above) = into.parent() {
-        std::fs::create_dir_all(above).at("create the directory", above)?;
-    }
-    create_private_dir(into, 0o700)?;
     for directory in &manifest.directories {
         check_path(&directory.path)?;
         let path = into.join(&directory.path);
@@ -298,6 +317,16 @@ mod tests {
     }
 
     #[test]
+    fn two_recoveries_never_share_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let into = dir.path().join("a/data");
+        let first = claim(&into).unwrap();
+        assert_eq!(claim(&into).unwrap_err().kind, ErrorKind::Locked);
+        drop(first);
+        let _again = claim(&into).unwrap();
+    }
+
+    #[test]
     fn tablespaces_go_where_they_are_told_or_beside_the_data() {
         let dir = tempfile::tempdir().unwrap();
         let into = dir.path().join("data");
@@ -313,7 +342,12 @@ mod tests {
         assert_eq!(places[0].path, one);
         assert_eq!(places[2].path, dir.path().join("data.tablespaces/3"));
         assert!(tablespace_map(&places).contains("two\\\nlines"));
-        let wrong = [("9".to_owned(), one)];
-        assert_eq!(place_tablespaces(&tablespaces, &into, &wrong).unwrap_err().kind, ErrorKind::Usage);
+        for wrong in [
+            vec![("9".to_owned(), one.clone())],
+            vec![("1".to_owned(), one.clone()), ("2".to_owned(), one)],
+            vec![("1".to_owned(), into.join("inside"))],
+        ] {
+            assert_eq!(place_tablespaces(&tablespaces, &into, &wrong).unwrap_err().kind, ErrorKind::Usage, "{wrong:?}");
+        }
     }
 }

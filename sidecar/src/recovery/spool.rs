@@ -3,7 +3,8 @@
 //! PostgreSQL asks for one segment at a time and waits. While it replays one, a thread here decompresses and checks the next
 //! few into the directory `wal-spool` of the new store; `strata wal fetch` then only renames. The spool is a shortcut: a segment
 //! that is not in it is fetched from the archive as ever, and a spool that is left over is of no harm, since names are taken
-//! only once and content was checked before it got its name.
+//! only once and content was checked before it got its name. A data directory may be on another file system than the store; then
+//! a segment is copied instead.
 //!
 //! ```text
 //!   archive ──► spool/NAME ──rename──► pg_wal/RECOVERYXLOG
@@ -14,6 +15,7 @@
 use crate::config::Config;
 use crate::repository::Repository;
 use crate::wal::name::Segment;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +42,18 @@ pub fn take(config: &Config, name: &str, path: &Path) -> bool {
     };
     // Without this note the spool reads ahead of nobody; the segment comes from the archive then.
     let _ = std::fs::write(spool.join(ASKED), name);
-    std::fs::rename(spool.join(name), path).is_ok()
+    move_file(&spool.join(name), path)
+}
+
+/// Moves a file, perhaps to another file system. False when it was not moved; then it is gone from where it was all the
+/// same, so that a spool which is of no use does not grow.
+fn move_file(from: &Path, to: &Path) -> bool {
+    if std::fs::rename(from, to).is_ok() {
+        return true;
+    }
+    let copied = std::fs::copy(from, to).is_ok();
+    let _ = std::fs::remove_file(from);
+    copied
 }
 
 /// A spool that is being filled. Dropping it removes it.
@@ -82,6 +95,7 @@ struct Filler {
 
 impl Filler {
     fn fill(&self, segments: &[Segment]) {
+        let positions: HashMap<&Segment, usize> = segments.iter().zip(0..).collect();
         for (at, segment) in segments.iter().enumerate() {
             let name = segment.to_string();
             loop {
@@ -89,8 +103,7 @@ impl Filler {
                     return;
                 }
                 let asked = std::fs::read_to_string(self.directory.join(ASKED)).unwrap_or_default();
-                let position = segments.iter().position(|other| other.to_string() == asked);
-                match position {
+                match Segment::parse(&asked).and_then(|asked| positions.get(&asked).copied()) {
                     // It was asked for already, and is being fetched from the archive.
                     Some(position) if position >= at => break,
                     Some(position) if at - position <= AHEAD => {}
@@ -137,5 +150,13 @@ mod tests {
         assert_eq!(std::fs::read_to_string(dir.path().join("x")).unwrap(), "content");
         assert_eq!(std::fs::read_to_string(spool.join(ASKED)).unwrap(), name);
         assert!(!take(&config, name, &dir.path().join("x")), "a name is taken once");
+        std::fs::write(spool.join(name), "content").unwrap();
+        assert!(!take(&config, name, &dir.path().join("no/such/directory")));
+        assert!(!spool.join(name).exists(), "what cannot be moved does not pile up");
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        std::fs::write(spool.join(name), "content").unwrap();
+        assert!(take(&config, name, &memory.path().join("x")));
+        assert_eq!(std::fs::read_to_string(memory.path().join("x")).unwrap(), "content");
+        assert!(!spool.join(name).exists());
     }
 }

@@ -91,8 +91,14 @@ impl PidFile {
 
 fn failed(place: &NewPlace, message: &str) -> Error {
     let log = log_path(&place.data);
-    let text = tail(&log);
-    let fatal: Vec<&str> = text.lines().filter(|line| line.contains("FATAL:") || line.contains("PANIC:")).collect();
+    let mut text = tail(&log);
+    // With logging_collector, the server writes there only until the collector runs.
+    for path in collected_logs(&place.data) {
+        let collected = tail(&path);
+        // The file may be one that the old server began.
+        text.push_str(collected.rfind("starting PostgreSQL").and_then(|at| collected.get(at..)).unwrap_or(&collected));
+    }
+    let fatal: Vec<&str> = text.lines().filter(|line| line.contains("FATAL") || line.contains("PANIC")).collect();
     let last: Vec<&str> = text.lines().rev().take(10).collect();
     let said = match fatal.as_slice() {
         [] => last.into_iter().rev().collect::<Vec<_>>().join("\n"),
@@ -106,6 +112,21 @@ fn failed(place: &NewPlace, message: &str) -> Error {
         );
     }
     error
+}
+
+/// The files that the server's log collector writes to.
+fn collected_logs(data: &Path) -> Vec<PathBuf> {
+    let list = data.join("current_logfiles");
+    let since_start = |path: &Path| {
+        let changed = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        changed(path) >= changed(&data.join("postmaster.opts"))
+    };
+    // The backup has the old server's list; the collector of the new one replaces it.
+    if !since_start(&list) {
+        return Vec::new();
+    }
+    let text = std::fs::read_to_string(&list).unwrap_or_default();
+    text.lines().filter_map(|line| Some(data.join(line.split_once(' ')?.1))).collect()
 }
 
 fn tail(path: &Path) -> String {

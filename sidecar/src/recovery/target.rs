@@ -47,30 +47,46 @@ impl FromStr for Target {
         if let Ok(lsn) = text.parse() {
             return Ok(Self::Lsn(lsn));
         }
-        parse_time(text).map(Self::Time).ok_or_else(|| {
+        parse_time(text)?.map(Self::Time).ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("\"{text}\" is not a recovery target"))
                 .with_hint("A target is \"latest\", a position like 0/16B3748, a time like \"2026-01-31 09:30:00+01\", or a backup's id.")
         })
     }
 }
 
-/// Parses a time in ISO 8601's or PostgreSQL's form. Without an offset it is in the system's time zone.
-pub fn parse_time(text: &str) -> Option<Timestamp> {
+/// Parses a time in ISO 8601's or PostgreSQL's form; none when it has neither. Without an offset it is in the system's time
+/// zone, and an error when clocks there showed it twice or never.
+pub fn parse_time(text: &str) -> Result<Option<Timestamp>> {
+    match time_with_offset(text) {
+        Ok(time) => Ok(time),
+        Err(civil) => local_time(text, civil, TimeZone::system()).map(Some),
+    }
+}
+
+fn local_time(text: &str, civil: DateTime, zone: TimeZone) -> Result<Timestamp> {
+    let name = zone.iana_name().unwrap_or("the system's time zone").to_owned();
+    zone.into_ambiguous_zoned(civil).unambiguous().map(|time| time.timestamp()).map_err(|_| {
+        Error::new(ErrorKind::Usage, format!("in {name} clocks showed \"{text}\" twice or never"))
+            .with_hint("Add the offset from UTC, as in \"2026-01-31 09:30:00+01\".")
+    })
+}
+
+/// A time with an offset; as an error, one without.
+fn time_with_offset(text: &str) -> Result<Option<Timestamp>, DateTime> {
     let text = text.trim();
     let text = text.strip_suffix(" UTC").map_or_else(|| text.to_owned(), |rest| format!("{rest}Z"));
     if let Ok(time) = text.parse::<Timestamp>() {
-        return Some(time);
+        return Ok(Some(time));
     }
     // PostgreSQL writes "2026-01-31 09:30:00+01".
-    let (day, rest) = text.split_once([' ', 'T'])?;
+    let Some((day, rest)) = text.split_once([' ', 'T']) else { return Ok(None) };
     let rest = rest.trim();
     if let Some(at) = rest.rfind(['+', '-']) {
         let (clock, offset) = rest.split_at(at);
         let offset = if offset.len() == 3 { format!("{offset}:00") } else { offset.to_owned() };
-        return format!("{day}T{}{offset}", clock.trim()).parse().ok();
+        return Ok(format!("{day}T{}{offset}", clock.trim()).parse().ok());
     }
-    let civil: DateTime = format!("{day}T{rest}").parse().ok()?;
-    Some(civil.to_zoned(TimeZone::system()).ok()?.timestamp())
+    format!("{day}T{rest}").parse().map_or(Ok(None), Err)
 }
 
 #[cfg(test)]
@@ -99,6 +115,19 @@ mod tests {
         let local: DateTime = "2026-01-31T09:30:15".parse().unwrap();
         let expected = local.to_zoned(TimeZone::system()).unwrap().timestamp();
         assert_eq!("2026-01-31 09:30:15".parse::<Target>().unwrap(), Target::Time(expected));
+    }
+
+    #[test]
+    fn a_local_time_that_clocks_showed_twice_or_never_is_refused() {
+        // Central Europe, where clocks go from 2 to 3 in spring and from 3 to 2 in autumn.
+        let zone = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        let local = |text: &str| local_time(text, text.parse().unwrap(), zone.clone());
+        assert_eq!(local("2026-01-31T09:30:15").unwrap(), "2026-01-31T08:30:15Z".parse().unwrap());
+        for text in ["2026-03-29T02:30:00", "2026-10-25T02:30:00"] {
+            let error = local(text).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Usage);
+            assert!(error.message.contains(text), "{error}");
+        }
     }
 
     #[test]
