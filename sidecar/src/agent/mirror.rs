@@ -6,7 +6,7 @@
 
 use super::{Backoff, Shared};
 use crate::backup::{blocking, record};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::postgres::Session;
 use crate::postgres::server::pg_lsn;
 use crate::repository::Repository;
@@ -31,6 +31,8 @@ struct Mirror {
     backups: HashSet<String>,
     logs: HashSet<String>,
     fragment_paths: HashSet<PathBuf>,
+    /// What cannot be read, so that each thing is said once.
+    damaged: HashSet<String>,
     lone_since: Option<Instant>,
 }
 
@@ -54,10 +56,12 @@ pub(super) async fn run(shared: &Shared) {
 }
 
 /// What the repository has and the mirror does not.
+#[derive(Default)]
 struct News {
     backups: Vec<BackupEntry>,
     logs: Vec<LogBackupRow>,
     paths: Vec<PathBuf>,
+    damaged: Vec<String>,
 }
 
 impl Mirror {
@@ -72,8 +76,15 @@ impl Mirror {
             self.load(shared, &session).await?;
         }
         let repository = shared.repository().await?;
-        let (backups, logs, paths) = (self.backups.clone(), self.logs.clone(), self.fragment_paths.clone());
-        let news = blocking(move || News::collect(&repository, &backups, &logs, &paths)).await?;
+        // They may hold hundreds of thousands of names, so they are lent and not copied. An error begins anew in any case.
+        let known = std::mem::take(self);
+        let news;
+        (news, *self) = blocking(move || Ok((News::collect(&repository, &known)?, known))).await?;
+        for text in news.damaged {
+            if self.damaged.insert(text.clone()) {
+                tracing::error!("not mirrored: {text}");
+            }
+        }
         for entry in news.backups {
             let repository = shared.repository().await?;
             record::upsert_backup(&session, &entry.row(&repository)).await?;
@@ -113,34 +124,44 @@ impl Mirror {
 }
 
 impl News {
-    fn collect(
-        repository: &Repository,
-        backups: &HashSet<String>,
-        logs: &HashSet<String>,
-        paths: &HashSet<PathBuf>,
-    ) -> Result<Self> {
-        let mut news = Self { backups: Vec::new(), logs: Vec::new(), paths: Vec::new() };
+    fn collect(repository: &Repository, known: &Mirror) -> Result<Self> {
+        let mut news = Self::default();
         for id in repository.backup_ids()? {
-            if !backups.contains(&id) {
-                news.backups.extend(repository.backup(&id)?);
+            if !known.backups.contains(&id) {
+                let entry = news.sound(repository.backup(&id))?;
+                news.backups.extend(entry.flatten());
             }
         }
         for name in repository.wal_names()? {
-            if !logs.contains(&name) {
-                news.logs.extend(wal_row(repository, &name)?);
+            if !known.logs.contains(&name) {
+                let row = news.sound(wal_row(repository, &name))?;
+                news.logs.extend(row.flatten());
             }
         }
         for path in repository.fragment_log_paths()? {
-            if !paths.contains(&path) {
-                let entry: FragmentLogEntry = sealed::read_required(&path)?;
+            if !known.fragment_paths.contains(&path) {
+                let entry = sealed::read_required::<FragmentLogEntry>(&path);
+                let Some(entry) = news.sound(entry)? else { continue };
                 let row = fragment_row(repository, &entry);
-                if !logs.contains(&row.name) {
+                if !known.logs.contains(&row.name) {
                     news.logs.push(row);
                 }
                 news.paths.push(path);
             }
         }
         Ok(news)
+    }
+
+    /// What was read; nothing when it is damaged, which is noted and keeps nothing else from being mirrored.
+    fn sound<T>(&mut self, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.kind == ErrorKind::Damaged => {
+                self.damaged.push(error.message);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -16,18 +16,22 @@ use crate::recovery::fragments::{Wanted, fetch_all, wanted};
 use crate::repository::Repository;
 use crate::repository::fragments::{Dropped, FragmentLogEntry};
 use jiff::Timestamp;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use strata_catalog::{FragmentRow, names};
 
 /// Every how many rounds databases without the extension are looked at.
 const RARE: u64 = 10;
+/// Every how many rounds the store is compared with the rows though they did not change.
+const FULL: u64 = 30;
 /// After a change in the store, rows are looked at this often, for this long.
 const BUSY_INTERVAL: Duration = Duration::from_millis(250);
 const BUSY: Duration = Duration::from_secs(10);
 /// How long the server that is recovered may take to appear.
 const APPEAR: Duration = Duration::from_secs(120);
+/// How long a server that was seen may be away: it may be restarted.
+const AWAY: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// What is known of a database.
@@ -92,20 +96,50 @@ impl Watch {
             self.load(&repository).await?;
         }
         let timeline = timeline(main).await?;
-        for database in server::databases(main).await? {
+        let databases = server::databases(main).await?;
+        let mut failed = None;
+        for database in &databases {
             let known = self.databases.contains_key(&database.oid);
             if !known && !self.round.is_multiple_of(RARE) {
                 continue;
             }
-            if let Err(error) = self.database(shared, &repository, &database, main, timeline).await {
+            if let Err(error) = self.database(shared, &repository, database, main, timeline).await {
                 match error.kind {
                     // Dropped meanwhile, or it refuses connections just now; the next round will tell.
                     ErrorKind::Connection => tracing::debug!("database \"{}\": {error}", database.name),
-                    _ => return Err(error),
+                    // The others are looked at all the same.
+                    _ => {
+                        let what = format!("In database \"{}\".", database.name);
+                        let detail = error.detail.as_ref().map_or(what.clone(), |detail| format!("{what} {detail}"));
+                        failed.get_or_insert(error.detail(detail));
+                    }
                 }
             }
         }
+        if !read_only {
+            self.note_dropped_databases(&repository, main).await?;
+        }
         self.round += 1;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Notes that the fragments of databases that are gone are gone.
+    async fn note_dropped_databases(&mut self, repository: &Repository, main: &Session) -> Result<()> {
+        let logged: Vec<u32> =
+            self.databases.iter().filter(|(_, known)| !known.logged.is_empty()).map(|(oid, _)| *oid).collect();
+        let row = main
+            .query_one(
+                "SELECT array(SELECT o FROM unnest($1::oid[]) o WHERE NOT EXISTS (SELECT FROM pg_database d WHERE d.oid = o)), \
+                        pg_current_wal_insert_lsn(), clock_timestamp()",
+                &[&logged],
+            )
+            .await?;
+        let behind = Dropped { lsn: server::lsn(row.get(1)), at: row.get(2) };
+        for oid in row.get::<_, Vec<u32>>(0) {
+            if let Some(mut known) = self.databases.remove(&oid) {
+                known.note_dropped(repository, &[], behind).await?;
+            }
+        }
         Ok(())
     }
 
@@ -139,7 +173,9 @@ impl Watch {
             .await?;
         let fingerprint = (row.get(0), row.get(1));
         let known = self.databases.entry(database.oid).or_default();
-        if known.fingerprint == Some(fingerprint) && known.failed.is_empty() {
+        // Now and then the files are looked for even when no row changed.
+        let full = self.round.is_multiple_of(FULL);
+        if known.fingerprint == Some(fingerprint) && known.failed.is_empty() && !full {
             return Ok(());
         }
         let rows = catalog::read_rows(&session).await?;
@@ -231,12 +267,9 @@ impl Known {
 
     /// Notes in the log which rows are gone.
     async fn note_dropped(&mut self, repository: &Repository, rows: &[FragmentRow], behind: Dropped) -> Result<()> {
-        let gone: Vec<(i64, String)> = self
-            .logged
-            .keys()
-            .filter(|(id, hash)| !rows.iter().any(|row| row.fragment_id == *id && row.hash == *hash))
-            .cloned()
-            .collect();
+        let there: HashSet<(i64, &str)> = rows.iter().map(|row| (row.fragment_id, row.hash.as_str())).collect();
+        let gone: Vec<(i64, String)> =
+            self.logged.keys().filter(|(id, hash)| !there.contains(&(*id, hash.as_str()))).cloned().collect();
         for key in gone {
             let Some(entry) = self.logged.remove(&key) else { continue };
             let (repository, entry) = (repository.clone(), FragmentLogEntry { dropped: Some(behind), ..entry });
@@ -270,17 +303,19 @@ pub(super) async fn until_complete(shared: &Shared) -> Result<()> {
     let data = shared.config.member.data_directory.clone().ok_or_else(|| {
         Error::new(ErrorKind::Config, "--until-complete needs member.data_directory in the configuration")
     })?;
-    let began = Instant::now();
-    let mut seen = false;
+    let mut last_seen = Instant::now();
+    let mut patience = APPEAR;
     let mut cleared = false;
+    let mut known = Known::default();
+    let mut backoff = Backoff::new();
     loop {
-        let alive = server_alive(&data);
-        seen |= alive;
-        if (seen && !alive) || (!seen && began.elapsed() > APPEAR) {
+        if server_alive(&data) {
+            (last_seen, patience) = (Instant::now(), AWAY);
+        } else if last_seen.elapsed() > patience || !data.exists() {
             tracing::info!("the server is gone");
             return Ok(());
         }
-        match fetch_wanted(shared).await {
+        match fetch_wanted(shared, &mut known).await {
             Ok(missing) => {
                 if !cleared {
                     super::clear_stale(shared).await;
@@ -290,7 +325,8 @@ pub(super) async fn until_complete(shared: &Shared) -> Result<()> {
                     tracing::info!("all fragments are in the store");
                     return Ok(());
                 }
-                tokio::time::sleep(RETRY).await;
+                // The repository may get them some day.
+                backoff.pause().await;
             }
             // It takes no connections before it is open.
             Err(error) if error.kind == ErrorKind::Connection => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -302,20 +338,18 @@ pub(super) async fn until_complete(shared: &Shared) -> Result<()> {
     }
 }
 
-async fn fetch_wanted(shared: &Shared) -> Result<usize> {
+async fn fetch_wanted(shared: &Shared, known: &mut Known) -> Result<usize> {
     let all = wanted(&shared.conninfo).await?;
     let repository = shared.repository().await?;
     let workers = shared.config.backup.workers();
     let fetched = fetch_all(&repository, &shared.store, all, workers, &Progress::silent()).await?;
     for one in &fetched.missing {
-        tracing::error!(hash = one.fragment.hash, database = one.fragment.database, "fragment: {}", one.error);
+        known.say_once(&one.fragment.hash, &one.error);
     }
-    tracing::info!(
-        fetched = fetched.fetched,
-        bytes = fetched.fetched_bytes,
-        missing = fetched.missing.len(),
-        "fragments fetched"
-    );
+    if fetched.fetched > 0 {
+        let (count, bytes, missing) = (fetched.fetched, fetched.fetched_bytes, fetched.missing.len());
+        tracing::info!(fetched = count, bytes, missing, "fragments fetched");
+    }
     Ok(fetched.missing.len())
 }
 

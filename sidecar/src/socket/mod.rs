@@ -1,7 +1,8 @@
 //! The agent's socket: lines of JSON on a Unix socket (`docs/design/contract.md`, section 3).
 //!
 //! One agent per socket: a lock beside it says whose it is, so a socket file that a dead agent left is replaced and one
-//! of a living agent is not. A handler gets the request and a sender for events; it goes on when the client leaves.
+//! of a living agent is not. A handler gets the request and a sender for events; it goes on when the client leaves. Progress
+//! that a slow client does not take in time is dropped; the last event is not.
 
 pub mod client;
 
@@ -9,20 +10,28 @@ use crate::error::{AtPath, Error, ErrorKind, Result};
 use crate::progress::{Report, Sink};
 use crate::repository::lock::Lock;
 use std::future::Future;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use strata_catalog::{Event, Request};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// A request is one line of at most this many bytes.
 const REQUEST_LIMIT: u64 = 64 << 10;
 
 /// A client hears something at least this often.
 const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A client sends its request within this time.
+const REQUEST_TIME: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A client that takes nothing for this long has left.
+const STUCK: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// How many events wait for a client.
+const QUEUE: usize = 64;
 
 /// What a handler returns.
 pub type Answer = Pin<Box<dyn Future<Output = Result<serde_json::Value>> + Send>>;
@@ -35,12 +44,12 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Sends events to the client of a request; events to a client that left go nowhere.
 #[derive(Clone)]
-pub struct EventSender(UnboundedSender<Event>);
+pub struct EventSender(Sender<Event>);
 
 impl Sink for EventSender {
     fn report(&self, report: &Report) {
-        // A client that left needs no progress.
-        let _ = self.0.send(Event::Progress {
+        // A client that left needs no progress, and one that is behind gets the next report.
+        let _ = self.0.try_send(Event::Progress {
             phase: report.phase.clone(),
             done: report.done,
             total: report.total,
@@ -89,11 +98,15 @@ impl Listener {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("remove the old socket", path, error)),
         }
-        // The socket is born with the permissions that it keeps.
-        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let bound = UnixListener::bind(path);
-        rustix::process::umask(before);
-        let listener = bound.map_err(|error| {
+        // The socket is born with the permissions that it keeps: those of its descriptor. (A umask would be the whole process',
+        // in which other threads make directories.)
+        let bind = || -> std::io::Result<UnixListener> {
+            let socket = UnixSocket::new_stream()?;
+            rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+            socket.bind(path)?;
+            socket.listen(128)
+        };
+        let listener = bind().map_err(|error| {
             let long = path.as_os_str().len() > 107;
             let error = Error::io("listen at", path, error);
             if long {
@@ -102,7 +115,6 @@ impl Listener {
                 error
             }
         })?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).at("set the permissions of", path)?;
         Ok(Self { listener, path: path.to_owned(), _lock: lock })
     }
 
@@ -138,15 +150,19 @@ async fn connection(stream: UnixStream, handler: Arc<dyn Handler>) {
     let (read, write) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(REQUEST_LIMIT));
-    match reader.read_line(&mut line).await {
-        Ok(0) => return,
-        Ok(_) => {}
-        Err(error) => {
+    match tokio::time::timeout(REQUEST_TIME, reader.read_line(&mut line)).await {
+        Ok(Ok(0)) => return,
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
             tracing::debug!("could not read a request: {error}");
             return;
         }
+        Err(_) => {
+            tracing::debug!("a client connected and asked nothing");
+            return;
+        }
     }
-    let (events, queue) = unbounded_channel();
+    let (events, queue) = channel(QUEUE);
     let writer = tokio::spawn(write_events(write, queue));
     let outcome = match serde_json::from_str::<Request>(&line) {
         Ok(request) => {
@@ -158,13 +174,14 @@ async fn connection(stream: UnixStream, handler: Arc<dyn Handler>) {
     if let Err(error) = &outcome {
         tracing::warn!("a request failed: {}", error.full_text());
     }
-    let _ = events.send(last_event(outcome.as_ref().map(Clone::clone)));
+    // Only a client that left does not get it.
+    let _ = events.send(last_event(outcome.as_ref().map(Clone::clone))).await;
     drop(events);
     let _ = writer.await;
 }
 
 /// Writes events as they come, and the last one again when nothing came for a while: a client takes silence for death.
-async fn write_events(mut write: tokio::net::unix::OwnedWriteHalf, mut queue: UnboundedReceiver<Event>) {
+async fn write_events(mut write: tokio::net::unix::OwnedWriteHalf, mut queue: Receiver<Event>) {
     let mut last = Event::Progress { phase: "working".into(), done: 0, total: 0, message: String::new() };
     let mut open = true;
     loop {
@@ -178,6 +195,48 @@ async fn write_events(mut write: tokio::net::unix::OwnedWriteHalf, mut queue: Un
         }
         let Ok(mut line) = serde_json::to_vec(&last) else { continue };
         line.push(b'\n');
-        open = write.write_all(&line).await.is_ok();
+        open = tokio::time::timeout(STUCK, write.write_all(&line)).await.is_ok_and(|written| written.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::os::unix::fs::PermissionsExt;
+    use tokio::io::AsyncReadExt;
+
+    /// Reports far more than a client that does not read can be sent, and is done at once.
+    struct Chatty;
+
+    impl Handler for Chatty {
+        fn handle(self: Arc<Self>, _request: Request, events: EventSender) -> Answer {
+            Box::pin(async move {
+                for done in 0..100_000 {
+                    let report = Report { phase: "p".into(), done, total: 0, bytes: false, message: "m".repeat(100) };
+                    events.report(&report);
+                }
+                Ok(json!("the end"))
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_slow_to_read_gets_the_last_event() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let listener = Listener::bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(Listener::bind(&path).map(drop).unwrap_err().kind, ErrorKind::Locked);
+        let serving = tokio::spawn(async move { listener.serve(Arc::new(Chatty)).await });
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(b"{\"op\":\"ping\"}\n").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(last, json!({"event": "result", "result": "the end"}));
+        assert!(text.lines().count() < 10_000, "progress that nobody reads is not kept");
+        serving.abort();
     }
 }
