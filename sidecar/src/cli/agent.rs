@@ -6,10 +6,10 @@ use crate::error::Result;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// End when all fragments are in the store, or when the server is gone
+    /// Only bring missing fragments, and end when all are in the store or the server is gone; what "strata recover" starts
     #[arg(long)]
     until_complete: bool,
-    /// Become a session of its own, so that the end of a terminal does not end it
+    /// Live on when the terminal is closed. It stays in the foreground all the same
     #[arg(long)]
     detach: bool,
 }

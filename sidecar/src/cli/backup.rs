@@ -11,11 +11,11 @@ use strata_catalog::JobKind;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A text that the backup carries
-    #[arg(long)]
+    /// A text to know the backup by, shown by "strata info"; one line
+    #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Parallel readers and writers, instead of backup.jobs
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Parallel workers; by default backup.jobs of the configuration, else one for each processor
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
 }
 
@@ -63,7 +63,7 @@ fn text(report: &backup::BackupReport) -> String {
             format!("{} in {} files, {} stored", bytes(entry.data_bytes), entry.files, bytes(entry.stored_bytes)),
         ),
         ("fragments", format!("{} ({})", entry.fragments, bytes(entry.fragment_bytes))),
-        ("copied", format!("{} ({})", entry.fragments_copied, bytes(entry.fragment_bytes_copied))),
+        ("newly copied", format!("{} ({})", entry.fragments_copied, bytes(entry.fragment_bytes_copied))),
         ("seconds", format!("{:.1}", report.seconds)),
     ])
 }

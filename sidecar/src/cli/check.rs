@@ -7,7 +7,7 @@ use crate::error::Result;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Fail when no agent answers, instead of a warning
+    /// Fail when no agent answers; otherwise that is a warning
     #[arg(long)]
     agent: bool,
 }

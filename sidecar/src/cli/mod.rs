@@ -23,24 +23,54 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Shown below the help of the program.
+const GETTING_STARTED: &str = "\
+Getting started, as the operating system user that runs PostgreSQL (\"runuser -u postgres --\"):
+
+  1. Write /etc/strata/strata.toml:
+       system = \"shop\"
+       [member]
+       conninfo = \"host=/var/run/postgresql user=postgres dbname=postgres\"
+       [repository]
+       path = \"/srv/backup\"
+  2. In postgresql.conf, and restart the server:
+       archive_mode = on
+       archive_command = 'strata --config /etc/strata/strata.toml wal push %p'
+  3. strata check                    proves that archiving works
+  4. strata agent                    runs beside the server; keep it running
+  5. strata backup                   takes a backup
+  6. strata plan --to latest         says what a recovery would use
+  7. strata recover --to latest --into /srv/recovered --port 5433
+
+Exit codes: 0 success, 1 failed, 2 usage, 3 configuration, 4 connection, 5 locked, 6 damage found.";
+
+/// Shown below the help of what takes a target.
+const TARGETS: &str = "\
+A TARGET is one of
+  latest                        the end of the archived WAL
+  \"2026-01-31 09:30:00+01\"      a time; without an offset from UTC it is in this machine's time zone
+  0/16B3748                     a WAL position, as pg_current_wal_lsn() shows it
+  20260131T083000Z              a backup's id, as \"strata info\" shows it: the end of that backup
+The earliest target is the end of the first backup, the last one the end of the archived WAL.";
+
 /// Strata's sidecar: backup and recovery of PostgreSQL together with its warm fragments.
 #[derive(Debug, Parser)]
-#[command(name = "strata", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "strata", version, max_term_width = 100, disable_help_subcommand = true, after_help = GETTING_STARTED)]
 struct Cli {
     /// The configuration file. Without it: $STRATA_CONFIG, ~/.config/strata/strata.toml, /etc/strata/strata.toml
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Options of every command")]
     config: Option<PathBuf>,
-    /// The form of the result on standard output
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    /// The form of the result on standard output, and of an error on standard error
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORM", help_heading = "Options of every command")]
     output: Format,
-    /// The form of progress on standard error; by default a bar on a terminal and nothing elsewhere
-    #[arg(long, global = true, value_enum, default_value_t = ProgressForm::Auto)]
+    /// The form of progress on standard error; auto is a bar on a terminal and nothing elsewhere
+    #[arg(long, global = true, value_enum, default_value_t = ProgressForm::Auto, value_name = "FORM", help_heading = "Options of every command")]
     progress: ProgressForm,
     /// Say only errors
-    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Options of every command")]
     quiet: bool,
-    /// Say more; twice: even more
-    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    /// Say more; -vv says even more
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, help_heading = "Options of every command")]
     verbose: u8,
     #[command(subcommand)]
     command: Command,
@@ -54,36 +84,35 @@ enum Format {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ProgressForm {
-    /// A bar on a terminal, nothing elsewhere
     Auto,
-    /// A bar
     Bar,
-    /// Lines of JSON
     Json,
-    /// Nothing
     None,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve beside a server: fragments on demand, jobs from SQL, the fragment log, the backup catalog in SQL
+    /// Run beside a server: copies new warm fragments to the repository, brings back missing ones, runs strata.backup() and
+    /// the like from SQL. It stays in the foreground until a signal ends it
     Agent(agent::Args),
-    /// Prove that archiving works from end to end
+    /// Prove that archiving works from end to end: closes a WAL segment and waits until it is in the repository
     Check(check::Args),
-    /// Take a backup
+    /// Take a backup of the hot data, and of the warm fragments that the repository does not have
     Backup(backup::Args),
-    /// Show what is in the repository
+    /// Show the backups and the WAL in the repository, and what can be reached
     Info(info::Args),
-    /// Say what a recovery needs and what is missing
+    /// Say what a recovery to a target needs and what is missing; changes nothing
+    #[command(after_help = TARGETS)]
     Plan(plan::Args),
-    /// Recover into a new directory and open the server there
+    /// Recover into a new directory and open a server there, with archiving off; touches no existing server
+    #[command(after_help = TARGETS)]
     Recover(recover::Args),
-    /// Check everything in the repository by its checksums
+    /// Read everything in the repository and check it by its checksums
     Verify(verify::Args),
-    /// Archive and restore WAL, for archive_command and restore_command
+    /// Archive and restore WAL files: what PostgreSQL calls, not people
     #[command(subcommand)]
     Wal(wal::Command),
-    /// Fetch and look at fragments
+    /// Look at fragments, and bring single ones back into a store
     #[command(subcommand)]
     Fragment(fragment::Command),
 }

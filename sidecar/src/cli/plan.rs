@@ -8,13 +8,13 @@ use crate::repository::Repository;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to stop: latest, a position, a time, or a backup's id for its end
+    /// Where to stop; see below
     #[arg(long, value_name = "TARGET", default_value = "latest")]
     to: String,
     /// The timeline to follow; by default the newest in the archive
-    #[arg(long)]
+    #[arg(long, value_name = "NUMBER")]
     timeline: Option<u32>,
-    /// The base backup to use; by default the newest that fits
+    /// The backup to begin with, by its id; by default the newest that fits
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to stop: latest, a position, a time, or a backup's id for its end
+    /// Where to stop; see below
     #[arg(long, value_name = "TARGET")]
     to: String,
     /// The new data directory: absent or empty
@@ -21,29 +21,32 @@ pub struct Args {
     /// The port of the new server; by default the one in the backup
     #[arg(long)]
     port: Option<u16>,
-    /// Wait until all fragments are there; otherwise they come on demand and in the background
+    /// Wait until all warm fragments are there; otherwise the server opens first, and they come on demand and in the
+    /// background
     #[arg(long)]
     full: bool,
-    /// Lay everything out, but do not start the server
+    /// Lay everything out, but do not start the server: "pg_ctl start" recovers it later
     #[arg(long)]
     no_start: bool,
-    /// Leave an agent behind that goes on when all fragments are there
+    /// Keep the new server's agent running when all fragments are there
     #[arg(long, conflicts_with = "no_start")]
     keep_serving: bool,
     /// The timeline to follow; by default the newest in the archive
-    #[arg(long)]
+    #[arg(long, value_name = "NUMBER")]
     timeline: Option<u32>,
-    /// The base backup to use; by default the newest that fits
+    /// The backup to begin with, by its id; by default the newest that fits
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
-    /// Put a tablespace elsewhere; by default into INTO.tablespaces/OID
+    /// Put a tablespace, named by its oid or its old directory, elsewhere; by default each goes to INTO.tablespaces/OID.
+    /// May be given several times
     #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = mapping)]
     tablespaces: Vec<(String, PathBuf)>,
-    /// Go on when the WAL creates a tablespace: replay empties and makes its directory where it was then
+    /// Go on when the WAL creates a tablespace. Replay makes and empties its old directory, so no server on this machine may
+    /// use that
     #[arg(long)]
     allow_tablespaces: bool,
-    /// Parallel workers, instead of backup.jobs
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Parallel workers; by default backup.jobs of the configuration, else one for each processor
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
 }
 
@@ -82,7 +85,8 @@ fn text(outcome: &Outcome) -> String {
     let recovered = &outcome.recovered;
     let mut text = match (&recovered.conninfo, recovered.seconds_to_open) {
         (Some(conninfo), Some(seconds)) => format!(
-            "open after {seconds:.2} s: psql \"{conninfo}\"\narchiving is off; its agent: strata --config {} agent\n",
+            "open after {seconds:.2} s at {}: psql \"{conninfo}\"\narchiving is off; its agent: strata --config {} agent\n",
+            recovered.target,
             recovered.config.display()
         ),
         _ => format!(

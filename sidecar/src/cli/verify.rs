@@ -7,8 +7,8 @@ use crate::verify;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Parallel workers, instead of backup.jobs
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Parallel workers; by default backup.jobs of the configuration, else one for each processor
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
 }
 
@@ -36,6 +36,9 @@ fn text(report: &verify::Report) -> String {
     ]);
     for finding in &report.damage {
         text.push_str(&format!("  {} {}: {}\n", finding.kind, finding.name, finding.problem));
+    }
+    for note in &report.notes {
+        text.push_str(&format!("  note: {note}\n"));
     }
     text
 }

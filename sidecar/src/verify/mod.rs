@@ -35,6 +35,8 @@ pub struct Report {
     pub bytes: u64,
     /// What is damaged or missing.
     pub damage: Vec<Finding>,
+    /// What is good to know and no damage.
+    pub notes: Vec<String>,
 }
 
 /// One thing that is damaged or missing.
@@ -51,6 +53,7 @@ pub struct Finding {
 /// Where the parts of the check put what they find.
 struct Findings {
     found: Mutex<BTreeSet<Finding>>,
+    notes: Mutex<BTreeSet<String>>,
     bytes: AtomicU64,
 }
 
@@ -58,6 +61,10 @@ impl Findings {
     fn add(&self, kind: &'static str, name: impl Into<String>, problem: impl Into<String>) {
         let finding = Finding { kind, name: name.into(), problem: problem.into() };
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(finding);
+    }
+
+    fn note(&self, text: String) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).insert(text);
     }
 
     fn read(&self, bytes: u64, progress: &Progress) {
@@ -69,7 +76,8 @@ impl Findings {
 /// Checks the repository.
 pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
     let repository = Repository::open(config)?;
-    let findings = Findings { found: Mutex::new(BTreeSet::new()), bytes: AtomicU64::new(0) };
+    let findings =
+        Findings { found: Mutex::new(BTreeSet::new()), notes: Mutex::new(BTreeSet::new()), bytes: AtomicU64::new(0) };
     let workers = config.backup.workers();
     let mut report = Report::default();
 
@@ -107,6 +115,7 @@ pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
     }
     report.fragments = fragments(&repository, &needed, workers, &findings, progress)?;
     report.bytes = findings.bytes.into_inner();
+    report.notes = findings.notes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
     report.damage = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
     Ok(report)
 }

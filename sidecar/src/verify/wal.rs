@@ -1,7 +1,8 @@
 //! The WAL part of the check: every archived file by its checksums, and no segment missing.
 //!
-//! A segment is missing when it lies on the way from a backup to the end of its timeline, or when the one behind it says
-//! that it was archived.
+//! A segment is missing when a backup cannot do without it, when it lies on the way from a backup to the end of its
+//! timeline, or when the one behind it says that it was archived. A timeline whose beginning was never archived is no damage if a backup
+//! was taken after that, as in a server that was recovered, taken over, and only then archived; it is a note.
 
 use super::{Findings, each};
 use crate::error::Result;
@@ -12,6 +13,7 @@ use crate::repository::catalog::BackupEntry;
 use crate::repository::walstore;
 use crate::wal::name::{Segment, WalName};
 use crate::wal::walker::SegmentHeader;
+use std::collections::BTreeSet;
 
 /// Checks the archive. Returns how many files it has.
 pub fn check(
@@ -29,7 +31,12 @@ pub fn check(
         }
         progress.advance(1);
     });
-    for timeline in repository.wal_timelines()? {
+    for backup in backups {
+        own_segments(repository, backup, findings);
+    }
+    let timelines: BTreeSet<u32> =
+        repository.wal_timelines()?.into_iter().chain(backups.iter().map(|backup| backup.timeline)).collect();
+    for timeline in timelines {
         gaps(repository, backups, timeline, findings)?;
     }
     Ok(names.len() as u64)
@@ -62,25 +69,66 @@ fn file(repository: &Repository, name: &str, findings: &Findings) -> Result<()> 
     Ok(())
 }
 
+/// A backup is of no use without the segments from its start to its end.
+fn own_segments(repository: &Repository, backup: &BackupEntry, findings: &Findings) {
+    let size = u64::from(backup.segment_size);
+    if let (Some(first), Some(last)) = (Segment::parse(&backup.start_wal), Segment::parse(&backup.stop_wal)) {
+        for number in first.number(size)..=last.number(size) {
+            let segment = Segment::numbered(backup.timeline, number, size);
+            if !repository.has_segment(segment) {
+                findings.add("wal", segment.to_string(), format!("it is missing, and backup {} needs it", backup.id));
+            }
+        }
+    }
+}
+
 fn gaps(repository: &Repository, backups: &[BackupEntry], timeline: u32, findings: &Findings) -> Result<()> {
-    let Some(last) = repository.segments(timeline)?.last().copied() else { return Ok(()) };
+    let segments = repository.segments(timeline)?;
     let chain = match Chain::read(repository, timeline) {
         Ok(Some(chain)) => chain,
         Ok(None) => {
-            findings.add("wal", format!("{timeline:08X}.history"), "it is missing, though the timeline has segments");
+            let why = "it is missing, and no recovery on the timeline is possible without it";
+            findings.add("wal", format!("{timeline:08X}.history"), why);
             return Ok(());
         }
         // Damage in the history file itself is found where it is read.
         Err(_) => return Ok(()),
     };
+    let (Some(start), Some(last)) = (segments.first().copied(), segments.last().copied()) else { return Ok(()) };
     let on_way = backups.iter().filter(|backup| chain.contains(backup.timeline, backup.stop_lsn));
     let Some(first) = on_way.min_by_key(|backup| backup.start_lsn) else { return Ok(()) };
     let size = u64::from(first.segment_size);
+    let never = never_archived(repository, backups, &chain, start, size);
+    if let Some((from, to)) = &never {
+        findings.note(format!(
+            "timeline {timeline} was not archived from {} to {}; no moment between can be recovered",
+            chain.segment(*from, size),
+            Segment::numbered(timeline, *to, size)
+        ));
+    }
     for number in first.start_lsn.0 / size..=last.number(size) {
         let segment = chain.segment(number, size);
-        if !repository.has_segment(segment) {
+        let known = never.is_some_and(|(from, to)| (from..=to).contains(&number));
+        if !known && !repository.has_segment(segment) {
             findings.add("wal", segment.to_string(), format!("it is missing between backup {} and {last}", first.id));
         }
     }
     Ok(())
+}
+
+/// The segment numbers of a timeline's beginning that were never archived: its first archived segment did not follow another
+/// one, and a backup begins there or later.
+fn never_archived(
+    repository: &Repository,
+    backups: &[BackupEntry],
+    chain: &Chain,
+    start: Segment,
+    size: u64,
+) -> Option<(u64, u64)> {
+    let begin = chain.stretch(start.timeline).filter(|stretch| stretch.begin.0 > 0)?.begin.0 / size;
+    let number = start.number(size);
+    let follows = repository.read_wal_note(&start.to_string()).ok()??.0.follows;
+    let taken_after =
+        backups.iter().any(|backup| backup.timeline == start.timeline && backup.start_lsn.0 / size >= number);
+    (number > begin && !follows && taken_after).then(|| (begin, number - 1))
 }
