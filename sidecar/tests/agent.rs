@@ -226,6 +226,51 @@ fn fragments_come_back_on_demand_and_in_the_background() {
 }
 
 #[test]
+fn a_damaged_fragment_of_the_store_is_replaced_when_that_is_asked_for() {
+    let server = prepared();
+    let hash = add_fragment(&server, 1);
+    server.json(&["backup"]);
+    // As the error about a damaged fragment says: no store and no database are named.
+    let fetch = ["--output", "json", "fragment", "fetch", &hash];
+    assert_eq!(server.run(&fetch).ok().json()["outcome"], "sound");
+    let file = files(&server.store()).into_iter().find(|file| file.display().to_string().contains(&hash)).unwrap();
+    common::flip(&file);
+    assert_eq!(server.run(&fetch).ok().json()["outcome"], "replaced");
+    strata_fragment::verify_file(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(server.run(&fetch).ok().json()["outcome"], "fetched");
+    strata_fragment::verify_file(&file).unwrap();
+    // What is damaged in the repository never gets there.
+    common::flip(&server.file(&format!("{hash}.frag")));
+    common::flip(&file);
+    server.run(&fetch).failed(6, &hash);
+}
+
+#[test]
+fn fragments_of_a_dropped_database_are_gone_in_the_log() {
+    let server = prepared();
+    server.sql("CREATE DATABASE other TEMPLATE postgres");
+    let agent = Agent::start(&server);
+    let oid: u32 = server.sql("SELECT oid FROM pg_database WHERE datname = 'other'").parse().unwrap();
+    let hash = "ab".repeat(32);
+    let insert = format!(
+        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes) \
+         VALUES ('t'::regclass, 1, '{hash}', 0, 1, 1, 1)"
+    );
+    // The repository has it already, as that of a copied database.
+    let kept = server.repository.join(format!("systems/test/fragments/ab/{hash}.frag"));
+    std::fs::create_dir_all(kept.parent().unwrap()).unwrap();
+    std::fs::write(&kept, "x").unwrap();
+    give(&server.repository);
+    common::psql(&server.dir, server.port, "other", &insert);
+    let entry = server.repository.join(format!("systems/test/one/fragment-log/{oid}/{hash}-1.json"));
+    wait_for("the fragment log", || entry.exists());
+    server.sql("DROP DATABASE other WITH (FORCE)");
+    wait_for("the note", || std::fs::read_to_string(&entry).unwrap().contains("dropped"));
+    drop(agent);
+}
+
+#[test]
 fn jobs_are_recorded_with_their_progress_and_result() {
     let server = prepared();
     let _agent = Agent::start(&server);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Server, flip};
+use common::{Server, files, flip};
 
 fn prepared() -> Server {
     let server = Server::start();
@@ -48,6 +48,56 @@ fn verify_names_what_is_damaged() {
     let report = server.json(&["verify"]);
     assert_eq!(report["damage"], serde_json::json!([]));
     assert_eq!(report["backups"], 1);
+}
+
+#[test]
+fn verify_misses_the_end_of_the_log_that_a_backup_needs() {
+    let server = prepared();
+    let backup = server.json(&["backup"]);
+    server.run(&["verify"]).ok();
+    server.down();
+    let (first, last) = (backup["start_wal"].as_str().unwrap(), backup["stop_wal"].as_str().unwrap());
+    for file in files(&server.repository.join("systems/test/one/wal/00000001")) {
+        if file.file_name().unwrap().to_str().unwrap() >= first {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    server.run(&["verify"]).failed(6, last);
+}
+
+#[test]
+fn one_damaged_thing_does_not_hide_the_others() {
+    let server = prepared();
+    let second = server.json(&["backup"]);
+    let id = second["id"].as_str().unwrap();
+    server.archive();
+    flip(&server.file(&format!("catalog/{id}.json")));
+    let last = server.json(&["plan"])["wal_to"].as_str().unwrap().to_owned();
+    let info = server.json(&["info"]);
+    assert_eq!(info["backups"].as_array().unwrap().len(), 1);
+    assert!(info["damage"][0].as_str().unwrap().contains(id), "{info}");
+    let said = server.run(&["plan"]).ok();
+    assert!(said.err.contains(id), "what is left out is said: {said:?}");
+    assert_eq!(server.recover("latest", &[]).sql("SELECT count(*) FROM t"), "20004");
+    // The note at the end of the newest segment.
+    let file = server.file(&format!("{last}.zst"));
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.len() - 30;
+    bytes[at] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    assert!(server.json(&["info"])["damage"].as_array().unwrap().iter().any(|d| d.as_str().unwrap().contains(&last)));
+}
+
+#[test]
+fn a_lost_tablespace_is_named() {
+    let server = prepared();
+    let space = server.dir.join("space");
+    std::fs::create_dir(&space).unwrap();
+    common::give(&space);
+    server.sql(&format!("CREATE TABLESPACE s LOCATION '{}'", space.display()));
+    server.run(&["backup"]).ok();
+    std::fs::rename(&space, server.dir.join("unmounted")).unwrap();
+    server.run(&["backup"]).failed(6, space.to_str().unwrap());
 }
 
 #[test]

@@ -138,6 +138,112 @@ fn a_data_directory_without_configuration_files_becomes_a_server() {
 }
 
 #[test]
+fn a_recovered_server_can_be_the_one_to_go_on_with() {
+    let server = Server::start();
+    server.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 5000) g");
+    server.json(&["backup"]);
+    server.archive();
+    let back = server.recover("latest", &[]);
+    server.down();
+    let config = back.store().join("strata.toml");
+    let strata = |args: &[&str]| {
+        let mut command = common::as_user(server.program());
+        command.arg("--config").arg(&config).args(args).current_dir("/");
+        common::Said::from(command.output().unwrap())
+    };
+    assert_eq!(back.sql("SELECT string_agg(name, ' ') FROM pg_file_settings WHERE name ~ '^recovery_target'"), "");
+    // As its strata.toml says: archive, and take a backup. Its first segments were not archived.
+    back.sql(
+        "INSERT INTO t SELECT g, 'on the new timeline' FROM generate_series(5001, 300000) g; SELECT pg_switch_wal()",
+    );
+    back.sql("INSERT INTO t VALUES (-1, 'x'); SELECT pg_switch_wal(); CHECKPOINT");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("read_only = true", "read_only = false")).unwrap();
+    back.sql("ALTER SYSTEM SET archive_mode = on");
+    let push = format!("{} --config {} wal push %p", server.program().display(), config.display());
+    back.sql(&format!("ALTER SYSTEM SET archive_command = '{push}'"));
+    stop(&back.dir, "fast");
+    start(&back.dir);
+    let backup = strata(&["--output", "json", "backup"]).ok().json();
+    assert_eq!(backup["timeline"], 2, "{backup}");
+    strata(&["check"]).ok();
+    back.sql("UPDATE t SET v = 'at the end' WHERE id % 10 = 0");
+    back.sql("SELECT pg_switch_wal()");
+    strata(&["check"]).ok();
+    let verified = strata(&["verify"]).ok();
+    assert!(verified.out.contains("timeline 2 was not archived from 00000002"), "{verified:?}");
+    let digest = back.sql(DIGEST);
+    // Nobody recovers across the part that was never archived.
+    let plan = server.run(&[
+        "plan",
+        "--to",
+        "latest",
+        "--backup",
+        server.json(&["info"])["backups"][0]["id"].as_str().unwrap(),
+    ]);
+    plan.failed(1, "missing from the archive");
+    for _ in 0..2 {
+        let again = server.recover("latest", &[]);
+        assert_eq!(again.sql(DIGEST), digest);
+        assert_eq!(again.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    }
+}
+
+#[test]
+fn what_a_session_may_not_do_for_long_does_not_end_a_backup() {
+    let server = Server::start();
+    server.create_catalog();
+    server.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 300000) g");
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    server.sql("ALTER DATABASE postgres SET idle_session_timeout = '50ms'");
+    server.sql("ALTER DATABASE postgres SET default_transaction_read_only = on");
+    server.sql("SELECT pg_reload_conf()");
+    let backup = server.json(&["backup", "--jobs", "1"]);
+    let row = format!("SELECT state FROM strata.backup WHERE backup_id = '{}'", backup["id"].as_str().unwrap());
+    assert_eq!(server.sql(&row), "complete");
+    assert_eq!(server.sql("SELECT state FROM strata.job"), "done");
+}
+
+#[test]
+fn configuration_files_in_any_encoding_are_kept() {
+    let server = Server::start();
+    let conf = server.data().join("postgresql.conf");
+    let mut bytes = std::fs::read(&conf).unwrap();
+    bytes.extend_from_slice(b"# sch\xf6n\nwork_mem = '7MB'\n");
+    std::fs::write(&conf, bytes).unwrap();
+    server.sql("CREATE TABLE t (id int); INSERT INTO t VALUES (1)");
+    server.sql("ALTER SYSTEM SET maintenance_work_mem = '77MB'");
+    let auto = server.data().join("postgresql.auto.conf");
+    let mut bytes = std::fs::read(&auto).unwrap();
+    bytes.extend_from_slice(b"# sch\xf6n\n");
+    std::fs::write(&auto, bytes).unwrap();
+    server.json(&["backup"]);
+    server.archive();
+    let back = server.recover("latest", &[]);
+    assert_eq!(back.sql("SELECT current_setting('work_mem') || current_setting('maintenance_work_mem')"), "7MB77MB");
+}
+
+#[test]
+fn a_configuration_that_leads_to_the_old_data_is_refused() {
+    let server = Server::start();
+    server.sql("CREATE TABLE t (id int)");
+    std::fs::write(server.data().join("more.conf"), format!("data_directory = '{}'\n", server.data().display()))
+        .unwrap();
+    let conf = server.data().join("postgresql.conf");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, text + "include 'more.conf'\n").unwrap();
+    give(&server.data());
+    server.json(&["backup"]);
+    server.archive();
+    server.down();
+    let into = server.dir.join("back");
+    let port = common::free_port().to_string();
+    let said = server.run(&["recover", "--to", "latest", "--into", into.to_str().unwrap(), "--port", &port]);
+    said.failed(1, "leads to another data directory");
+    assert!(!server.data().join("postmaster.pid").exists() && !into.join("postmaster.pid").exists());
+}
+
+#[test]
 fn nothing_is_started_when_nothing_shall_be() {
     let server = Server::start();
     server.sql("CREATE TABLE t (id int); INSERT INTO t VALUES (1)");

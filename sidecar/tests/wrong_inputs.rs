@@ -32,7 +32,9 @@ fn each_wrong_input_has_its_exit_code() {
     assert!(!std::path::Path::new(into).exists(), "nothing is half done");
     let port = server.port.to_string();
     server.run(&["recover", "--to", "latest", "--into", into, "--port", &port]).failed(1, &port);
-    std::fs::remove_dir_all(into).unwrap();
+    assert!(!std::path::Path::new(into).exists(), "a port that is taken is seen before anything is laid out");
+    server.run(&["recover", "--to", "latest", "--into", into]).failed(1, &port);
+    server.run(&["backup", "--label", "one\nSTART TIMELINE: 7"]).failed(2, "one line");
     std::fs::create_dir(into).unwrap();
     std::fs::write(format!("{into}/mine"), "precious").unwrap();
     common::give(std::path::Path::new(into));
@@ -85,6 +87,32 @@ fn the_configuration_is_checked() {
     std::fs::remove_file(&server.config).unwrap();
     let config = server.config.display().to_string();
     server.run(&["info"]).failed(3, &config);
+}
+
+#[test]
+fn a_conninfo_that_leads_to_another_server_is_noticed() {
+    let (server, other) = (Server::start(), Server::start());
+    let good = std::fs::read_to_string(&server.config).unwrap();
+    let line = format!("[member]\ndata_directory = \"{}\"", other.data().display());
+    std::fs::write(&server.config, good.replace("[member]", &line)).unwrap();
+    for command in ["backup", "check"] {
+        server.run(&[command]).failed(3, other.data().to_str().unwrap());
+    }
+    assert!(server.run(&["info"]).err.is_empty() || server.json(&["info"])["backups"] == serde_json::json!([]));
+}
+
+#[test]
+fn a_repository_that_must_be_there_is_not_made_by_a_push() {
+    let server = Server::start_with("archive_mode = off", None);
+    let good = std::fs::read_to_string(&server.config).unwrap();
+    std::fs::write(&server.config, good.replace("[repository]", "[repository]\ncreate = false")).unwrap();
+    let name = server.sql("SELECT pg_walfile_name(pg_switch_wal())");
+    let segment = server.data().join("pg_wal").join(name);
+    let push = ["wal", "push", segment.to_str().unwrap()];
+    server.run(&push).failed(1, "repository.create is false");
+    assert!(!server.repository.exists());
+    std::fs::write(&server.config, good).unwrap();
+    server.run(&push).ok();
 }
 
 #[test]
