@@ -41,10 +41,10 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 EXTENSION_VERSION := $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" extension/strata.control)
 SQL_PARTS := $(sort $(wildcard sql/schema/*.sql))
 
-.PHONY: help setup build install demo test bench lint clean layers
+.PHONY: help setup build install demo test test-postgres bench lint clean layers
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "  PG=$(PG) PG_CONFIG=$(PG_CONFIG) PREFIX=$(PREFIX)"
 	@echo "  CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)"
@@ -64,6 +64,10 @@ demo: install ## the whole job on three million flights; KEEP=1 leaves the recov
 # `make test SUITE=crash` runs one suite; `make test ARGS=name` filters by test name.
 test: install ## unit tests and every suite, against real servers
 	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" .ci/test $(if $(SUITE),--suite $(SUITE)) -- $(ARGS)
+
+# `make test-postgres PART=regress TESTS='tidscan cluster'` runs some of it; see .ci/test-postgres for the rest.
+test-postgres: install ## PostgreSQL's own regression, isolation and contrib suites on warm tables (long)
+	@PG_CONFIG="$(PG_CONFIG)" .ci/test-postgres $(PART)
 
 bench: install ## flights queries and backups, heap against warm against what is installed
 	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" benches/run

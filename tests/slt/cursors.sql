@@ -52,3 +52,33 @@ DECLARE c NO SCROLL CURSOR FOR SELECT * FROM t ORDER BY id;
 FETCH 1 FROM c;
 FETCH PRIOR FROM c;
 COMMIT;
+-- Ranges of TIDs. A row is in one half or in the other, wherever it lies.
+CREATE TABLE r (id int PRIMARY KEY, v text);
+INSERT INTO r SELECT i, 'v' || i FROM generate_series(1, 1000) i;
+\warm r
+SET enable_seqscan = off;
+SET strata.enable_warm_scan = off;
+BEGIN;
+DECLARE c SCROLL CURSOR FOR SELECT id FROM r WHERE ctid >= (SELECT ctid FROM r WHERE id = 600) AND ctid <= (SELECT ctid FROM r WHERE id = 620);
+FETCH 5 FROM c;
+FETCH ALL FROM c;
+FETCH BACKWARD 30 FROM c;
+FETCH 2 FROM c;
+COMMIT;
+INSERT INTO r SELECT i, 'v' || i FROM generate_series(1001, 1100) i;
+UPDATE r SET v = 'moved' WHERE id BETWEEN 300 AND 310;
+DELETE FROM r WHERE id BETWEEN 500 AND 510;
+SELECT count(*), sum(id) FROM r WHERE ctid >= '(0,0)';
+SELECT count(*) FROM r WHERE ctid < '(0,0)';
+SELECT count(*) FROM r WHERE ctid > '(4294967294,1)';
+SELECT sum(n) FROM (SELECT count(*) n FROM r WHERE ctid < (SELECT ctid FROM r WHERE id = 700)
+  UNION ALL SELECT count(*) FROM r WHERE ctid >= (SELECT ctid FROM r WHERE id = 700)) halves;
+SELECT sum(n) FROM (SELECT count(*) n FROM r WHERE ctid <= (SELECT ctid FROM r WHERE id = 1050)
+  UNION ALL SELECT count(*) FROM r WHERE ctid > (SELECT ctid FROM r WHERE id = 1050)) halves;
+SELECT id FROM r WHERE ctid > (SELECT min(ctid) FROM r WHERE id IN (620, 640)) AND ctid < (SELECT max(ctid) FROM r WHERE id IN (620, 640));
+UPDATE r SET v = 'in range' WHERE ctid >= (SELECT ctid FROM r WHERE id = 800) AND ctid <= (SELECT ctid FROM r WHERE id = 805) RETURNING id;
+DELETE FROM r WHERE ctid >= (SELECT ctid FROM r WHERE id = 900) AND ctid <= (SELECT ctid FROM r WHERE id = 905) RETURNING id;
+SELECT count(*), sum(id) FROM r WHERE ctid >= '(0,0)';
+RESET enable_seqscan;
+RESET strata.enable_warm_scan;
+SELECT count(*), sum(id) FROM r WHERE ctid >= '(0,0)';

@@ -76,3 +76,29 @@ SELECT count(*) FROM t;
 CLUSTER t USING t_a;
 SELECT id FROM t WHERE b = 'B7' ORDER BY id;
 SELECT count(*) FROM t;
+-- What goes wrong inside an index expression says where.
+CREATE TABLE e (id int, v text);
+INSERT INTO e SELECT i, 'v' || i FROM generate_series(-50, 50) i;
+CREATE FUNCTION inverse(x int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN 1 / x;
+END
+$$;
+CREATE FUNCTION inner_query(x int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN (SELECT no_such_column FROM pg_class LIMIT 1);
+END
+$$;
+CREATE INDEX e_inverse ON e (inverse(id));
+CREATE INDEX e_inner ON e (inner_query(id));
+\warm e
+CREATE INDEX e_inverse ON e (inverse(id));
+CREATE INDEX e_inner ON e (inner_query(id));
+CREATE INDEX e_inverse ON e (id) WHERE inverse(id) = 1;
+DELETE FROM e WHERE id = 0;
+CREATE INDEX e_inverse ON e (inverse(id));
+INSERT INTO e VALUES (0, 'zero');
+UPDATE e SET id = 0 WHERE id = 7;
+INSERT INTO e VALUES (-1, 'twice');
+CREATE UNIQUE INDEX e_unique ON e (id);
+CREATE UNIQUE INDEX e_unique ON e (inverse(id));

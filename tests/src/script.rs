@@ -14,11 +14,12 @@
 //! and prints each statement that fails.
 //!
 //! Each statement must give the same on both sides: the same rows (in order when it says ORDER BY, else as a bag), the same
-//! command tag count, or the same SQLSTATE with the same message.
+//! command tag count, or the same SQLSTATE with the same message, names of objects and context.
 
 use crate::checks;
 use crate::cluster::Cluster;
 use anyhow::{Context, Result, bail};
+use postgres::error::DbError;
 use postgres::{Client, SimpleQueryMessage};
 use std::collections::BTreeMap;
 
@@ -86,7 +87,7 @@ pub fn parse(text: &str) -> Result<Vec<(usize, Step)>> {
 pub enum Outcome {
     /// Columns, rows and affected rows of each command in it.
     Done(Vec<Vec<String>>, Vec<u64>),
-    /// SQLSTATE and message.
+    /// SQLSTATE; and the message with what else a client can see of it, but for DETAIL and HINT.
     Failed(String, String),
 }
 
@@ -113,9 +114,40 @@ pub fn outcome(client: &mut Client, sql: &str) -> Result<Outcome> {
             Ok(Outcome::Done(rows, counts))
         }
         Err(error) => match error.as_db_error() {
-            Some(db) => Ok(Outcome::Failed(db.code().code().to_owned(), db.message().to_owned())),
+            Some(db) => Ok(Outcome::Failed(db.code().code().to_owned(), described(db))),
             None => Err(error).with_context(|| format!("lost the connection in {sql}")),
         },
+    }
+}
+
+/// The message, the objects it names, and its context.
+fn described(error: &DbError) -> String {
+    let mut text = error.message().to_owned();
+    for (field, name) in [
+        ("schema", error.schema()),
+        ("table", error.table()),
+        ("column", error.column()),
+        ("type", error.datatype()),
+        ("constraint", error.constraint()),
+    ] {
+        if let Some(name) = name {
+            text.push_str(&format!("; {field} \"{name}\""));
+        }
+    }
+    match error.where_() {
+        Some(context) => format!("{text}\n{}", without_places(context)),
+        None => text,
+    }
+}
+
+/// A context without the places of rows: `while deleting tuple (0,1) in relation "t"`.
+fn without_places(context: &str) -> String {
+    match context.split_once(" tuple (") {
+        Some((before, after)) => {
+            let after = after.split_once(')').map_or(after, |(_, after)| after);
+            format!("{before} tuple{}", without_places(after))
+        }
+        None => context.to_owned(),
     }
 }
 

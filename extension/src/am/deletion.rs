@@ -96,6 +96,27 @@ pub unsafe fn deleted(relid: pg_sys::Oid, snapshot: pg_sys::Snapshot) -> Roaring
     rows
 }
 
+/// The row ids of `rel` that are deleted for every snapshot there is.
+///
+/// # Safety
+/// `rel` is open.
+pub unsafe fn deleted_for_all(rel: pg_sys::Relation) -> RoaringTreemap {
+    let mut rows = RoaringTreemap::new();
+    let Some(oids) = catalog::oids() else { return rows };
+    let mut own = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+    // SAFETY: the caller's promise; the snapshot outlives the scan.
+    unsafe {
+        let relid = (*rel).rd_id;
+        let horizon = pg_sys::GetOldestNonRemovableTransactionId(rel);
+        for d in DeletionScan::from(&oids, relid, super::fragments::first_row_id(relid), &raw mut own) {
+            if d.xmin == pg_sys::FrozenTransactionId || pg_sys::TransactionIdPrecedes(d.xmin, horizon) {
+                rows.insert(d.row_id);
+            }
+        }
+    }
+    rows
+}
+
 /// The fragment rows whose place was taken by a row at `delta`. There may be several: a TID is used again after VACUUM. All
 /// but the last of them were gone for every snapshot when that happened.
 pub fn origins(relid: pg_sys::Oid, filenode: pg_sys::Oid, delta: &pg_sys::ItemPointerData) -> Vec<u64> {

@@ -26,9 +26,8 @@ fn routines() -> &'static Routines {
         warm.scan_end = Some(scan::scan_end);
         warm.scan_rescan = Some(scan::scan_rescan);
         warm.scan_getnextslot = Some(scan::scan_getnextslot);
-        // Without these the planner does not offer TID range scans, which would miss fragment rows.
-        warm.scan_set_tidrange = None;
-        warm.scan_getnextslot_tidrange = None;
+        warm.scan_set_tidrange = Some(scan::scan_set_tidrange);
+        warm.scan_getnextslot_tidrange = Some(scan::scan_getnextslot_tidrange);
         warm.parallelscan_estimate = Some(scan::parallelscan_estimate);
         warm.parallelscan_initialize = Some(scan::parallelscan_initialize);
         warm.parallelscan_reinitialize = Some(scan::parallelscan_reinitialize);

@@ -34,8 +34,18 @@ pub unsafe fn is_plain(index: Relation) -> bool {
         if !form.indisunique {
             return true;
         }
-        form.indimmediate && !compat::nulls_not_distinct(form) && has_image_equality(index)
+        form.indimmediate
+            && !compat::nulls_not_distinct(form)
+            && has_image_equality(index)
+            && !names_a_column_twice(form)
     }
+}
+
+/// Whether a key has a column more than once, which the fragment index does not take.
+unsafe fn names_a_column_twice(form: &FormData_pg_index) -> bool {
+    // SAFETY: the array has at least indnkeyatts elements.
+    let keys = unsafe { std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize) };
+    (1..keys.len()).any(|i| keys[..i].contains(&keys[i]))
 }
 
 /// Whether two keys of a unique index are equal exactly when their bytes are.
@@ -110,7 +120,7 @@ pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &I
     }
 }
 
-/// Calls `f` for each fragment row of `rel` that `snapshot` sees (all for null), stored in `slot`.
+/// Calls `f` for each fragment row of `rel` that `snapshot` sees (for null, that anybody may see), stored in `slot`.
 ///
 /// # Safety
 /// `rel` is open and locked; `slot` has its descriptor; `f` does not keep the slot's contents.
@@ -123,7 +133,8 @@ pub unsafe fn for_each_row(
     // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
     unsafe {
         let Some(table) = fragments::of(rel) else { return };
-        let deleted = if snapshot.is_null() { Default::default() } else { deletion::deleted((*rel).rd_id, snapshot) };
+        let deleted =
+            if snapshot.is_null() { deletion::deleted_for_all(rel) } else { deletion::deleted((*rel).rd_id, snapshot) };
         for tf in &table.list {
             for_each_row_of(rel, tf, &deleted, slot, &mut f);
         }
@@ -252,7 +263,8 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
         let mut nulls = [false; INDEX_MAX_KEYS as usize];
         let Some(call) = callback else { return delta };
         let mut rows = 0.0;
-        // Rows whose deletion is not yet visible to all are indexed too; who fetches them asks the deletion vector.
+        // Rows whose deletion is not yet visible to all are indexed too, as by heap; who fetches them asks the deletion
+        // vector. Others are not: an expression may fail on a row that is gone.
         for_each_row(rel, null_mut(), slot, |mut at| {
             MemoryContextReset((*econtext).ecxt_per_tuple_memory);
             if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {

@@ -1,7 +1,8 @@
 //! UPDATE, DELETE and row locks; inserts.
 //!
 //! A virtual TID goes through [`promote`] and then to the heap's own callback with the delta row's TID; a TID of the delta
-//! store goes to the heap at once. Inserts go to the delta store after the keys of fragment rows were checked ([`unique`]).
+//! store goes to the heap at once. Inserts go to the delta store after the keys of fragment rows were checked ([`unique`]), or
+//! their rows promoted, where the executor has more to do with a conflict than to raise an error.
 
 use super::handler::heap;
 use super::{deletion, promote, ssi, unique};
@@ -250,6 +251,7 @@ pub unsafe extern "C-unwind" fn tuple_insert(
     }
 }
 
+/// COPY. The line of a duplicate key is known only where COPY inserts index entries: the btree is to find it.
 #[pg_guard]
 pub unsafe extern "C-unwind" fn multi_insert(
     rel: Relation,
@@ -262,9 +264,20 @@ pub unsafe extern "C-unwind" fn multi_insert(
     // SAFETY: the arguments are the executor's, as for the heap; `slots` has `n` elements.
     unsafe {
         for slot in std::slice::from_raw_parts(slots, n as usize) {
-            unique::check_fragments(rel, *slot);
+            promote_conflicting(rel, *slot, cid);
         }
         guarded(|| heap().multi_insert.unwrap_unchecked()(rel, slots, n, cid, options, bistate));
+    }
+}
+
+/// Promotes the fragment rows that share a key with the row in `slot`.
+unsafe fn promote_conflicting(rel: Relation, slot: *mut TupleTableSlot, cid: CommandId) {
+    // SAFETY: the arguments are those of an insertion.
+    unsafe {
+        for row_id in unique::conflicting(rel, slot) {
+            let earlier = promote::earlier_command(cid);
+            promote::target(rel, row_id, earlier, LockWaitPolicy::LockWaitBlock, promote::Purpose::Lock);
+        }
     }
 }
 
@@ -282,10 +295,7 @@ pub unsafe extern "C-unwind" fn tuple_insert_speculative(
 ) {
     // SAFETY: the arguments are the executor's, as for the heap.
     unsafe {
-        for row_id in unique::conflicting(rel, slot) {
-            let earlier = promote::earlier_command(cid);
-            promote::target(rel, row_id, earlier, LockWaitPolicy::LockWaitBlock, promote::Purpose::Lock);
-        }
+        promote_conflicting(rel, slot, cid);
         guarded(|| heap().tuple_insert_speculative.unwrap_unchecked()(rel, slot, cid, options, bistate, token));
     }
 }

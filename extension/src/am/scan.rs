@@ -9,11 +9,12 @@
 use super::fragments::{self, ColumnSource, TableFragment, TableFragments};
 use super::handler::heap;
 use super::{datum, deletion, ssi};
-use crate::pg::guarded;
+use crate::pg::{guarded, tid};
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 use roaring::RoaringTreemap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use strata_fragment::{Column, Fragment};
@@ -25,6 +26,8 @@ pub struct WarmScan {
     inner: TableScanDesc,
     rows: *mut FragmentRows,
     in_fragments: bool,
+    /// A row was asked for.
+    started: bool,
     /// Where a bitmap scan is.
     pub bitmap: super::bitmap::State,
     sample_block: i64,
@@ -93,6 +96,10 @@ pub struct FragmentRows {
     at: Position,
     current: Current,
     block: Option<Block>,
+    /// The scan starts behind the last row.
+    from_end: bool,
+    /// The row ids of a TID range scan.
+    range: Option<Range<u64>>,
     /// ANALYZE reads about this many rows.
     sample_limit: Option<u64>,
     context: MemoryContext,
@@ -151,6 +158,9 @@ impl FragmentRows {
         unsafe {
             self.load(rel, snapshot);
             let Some(table) = self.table.clone() else { return false };
+            if std::mem::take(&mut self.from_end) {
+                self.at = Position { fragment: table.list.len(), block: 0, row: 0 };
+            }
             match (self.current, forward) {
                 (Current::Before, false) => self.at.row -= 1,
                 (Current::After, true) => self.at.row += 1,
@@ -159,6 +169,12 @@ impl FragmentRows {
             self.current = Current::None;
             loop {
                 let Some((position, tf)) = self.step(&table, forward, claim) else { return false };
+                if let Some(range) = &self.range {
+                    let first = tf.open().blocks()[position.block].first_row;
+                    if !range.contains(&(tf.row.first_row_id + first + position.row as u64)) {
+                        continue;
+                    }
+                }
                 // A rewrite reads with the descriptor from before the change: the slot's, not the relation's.
                 let fragment = self.block_at((*slot).tts_tupleDescriptor, tf, position);
                 let first = fragment.file.blocks()[position.block].first_row;
@@ -171,6 +187,12 @@ impl FragmentRows {
                 return true;
             }
         }
+    }
+
+    /// Whether no row of a fragment is in the range that is asked for.
+    fn is_outside(&self, tf: &TableFragment) -> bool {
+        let (first, end) = (tf.row.first_row_id, tf.row.first_row_id + tf.row.row_count);
+        self.range.as_ref().is_some_and(|r| r.end <= first || end <= r.start)
     }
 
     /// Every how many blocks ANALYZE reads one.
@@ -202,6 +224,10 @@ impl FragmentRows {
                     self.at.fragment = counter.fetch_add(1, Ordering::Relaxed) as usize;
                 }
                 let tf = table.list.get(self.at.fragment)?;
+                if self.is_outside(tf) {
+                    self.at = Position { fragment: self.at.fragment + 1, block: 0, row: 0 };
+                    continue;
+                }
                 let file = tf.open();
                 match file.blocks().get(self.at.block) {
                     Some(b) if self.at.row < b.rows as usize => {
@@ -228,7 +254,8 @@ impl FragmentRows {
                 self.at = Position { block, row: file.blocks()[block].rows as usize, ..self.at };
             } else if self.at.fragment > 0 {
                 let fragment = self.at.fragment - 1;
-                let blocks = table.list.get(fragment)?.open().blocks().len();
+                let tf = table.list.get(fragment)?;
+                let blocks = if self.is_outside(tf) { 0 } else { tf.open().blocks().len() };
                 self.at = Position { fragment, block: blocks, row: 0 };
             } else {
                 return None;
@@ -346,6 +373,7 @@ pub unsafe extern "C-unwind" fn scan_rescan(
         let context = (*(*warm).rows).context;
         *(*warm).rows = FragmentRows { context, ..Default::default() };
         (*warm).in_fragments = false;
+        (*warm).started = false;
         (*warm).bitmap.reset();
         (*warm).sample_block = -1;
     }
@@ -367,9 +395,50 @@ pub unsafe extern "C-unwind" fn scan_getnextslot(
     slot: *mut TupleTableSlot,
 ) -> bool {
     // SAFETY: `scan` was made by scan_begin.
+    unsafe { next_slot(scan, direction, slot, heap().scan_getnextslot.unwrap_unchecked()) }
+}
+
+/// A TID range scan reads the delta rows of the range, then the fragment rows of the range: virtual TIDs are the greater.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn scan_set_tidrange(scan: TableScanDesc, min: ItemPointer, max: ItemPointer) {
+    // SAFETY: `scan` was made by scan_begin and has not begun to read.
+    unsafe {
+        let inner = inner(scan);
+        guarded(|| heap().scan_set_tidrange.unwrap_unchecked()(inner, min, max));
+        (*(*scan.cast::<WarmScan>()).rows).range = Some(tid::row_ids_between(&*min, &*max));
+    }
+}
+
+/// As [`scan_getnextslot`].
+pub unsafe extern "C-unwind" fn scan_getnextslot_tidrange(
+    scan: TableScanDesc,
+    direction: ScanDirection::Type,
+    slot: *mut TupleTableSlot,
+) -> bool {
+    // SAFETY: `scan` was made by scan_begin.
+    unsafe { next_slot(scan, direction, slot, heap().scan_getnextslot_tidrange.unwrap_unchecked()) }
+}
+
+/// The next row: of the delta store with the heap's function `next_delta`, or of the fragments behind it.
+#[inline]
+unsafe fn next_slot(
+    scan: TableScanDesc,
+    direction: ScanDirection::Type,
+    slot: *mut TupleTableSlot,
+    next_delta: unsafe extern "C-unwind" fn(TableScanDesc, ScanDirection::Type, *mut TupleTableSlot) -> bool,
+) -> bool {
+    // SAFETY: `scan` was made by scan_begin.
     unsafe {
         let warm = scan.cast::<WarmScan>();
         let forward = direction >= 0;
+        if !(*warm).started {
+            (*warm).started = true;
+            if !forward {
+                // From the end: a node that has reached the end may start anew and go backward.
+                (*warm).in_fragments = true;
+                (*(*warm).rows).from_end = true;
+            }
+        }
         loop {
             if (*warm).in_fragments {
                 if next_fragment_row(scan, slot, forward) {
@@ -380,7 +449,7 @@ pub unsafe extern "C-unwind" fn scan_getnextslot(
                 }
                 (*warm).in_fragments = false;
             } else {
-                if heap().scan_getnextslot.unwrap_unchecked()((*warm).inner, direction, slot) {
+                if next_delta((*warm).inner, direction, slot) {
                     return true;
                 }
                 if !forward {

@@ -9,7 +9,9 @@ use super::deletion::{self, RowState};
 use super::fragments::{self, TableFragments};
 use super::{handler, index};
 use crate::error::StrataError;
+use crate::pg::diagnostics::name_constraint;
 use crate::pg::{ext, guarded, tid};
+use pgrx::pg_sys::errcodes::PgSqlErrorCode;
 use pgrx::pg_sys::*;
 use std::cell::Cell;
 use std::string::String;
@@ -122,11 +124,12 @@ pub unsafe fn conflicting(rel: Relation, slot: *mut TupleTableSlot) -> Vec<u64> 
 unsafe fn violation(index: Relation, values: &[Datum]) -> ! {
     // SAFETY: `index` is open, the values are of its key.
     unsafe {
-        StrataError::DuplicateKey {
+        let error = StrataError::DuplicateKey {
             constraint: name_of(index),
             detail: describe(index, values).map(|d| format!("Key {d} already exists.")),
-        }
-        .raise()
+        };
+        name_index(index);
+        error.raise()
     }
 }
 
@@ -173,17 +176,27 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
                 && !live_rows(rel, &table, attnums, &values[..attnums.len()]).is_empty()
             {
                 let description = describe(index, &values[..attnums.len()]);
-                StrataError::CannotCreateUnique {
+                let error = StrataError::CannotCreateUnique {
                     index: name_of(index),
                     detail: description.map(|d| format!("Key {d} is duplicated.")),
-                }
-                .raise();
+                };
+                name_index(index);
+                error.raise();
             }
         }
         guarded(|| am.scan_end.unwrap_unchecked()(scan));
         ExecDropSingleTupleTableSlot(delta);
         ExecDropSingleTupleTableSlot(slot);
         FreeExecutorState(estate);
+    }
+}
+
+/// The unique violation that is raised next names the table and the index, as the btree's does.
+unsafe fn name_index(index: Relation) {
+    // SAFETY: `index` is open.
+    unsafe {
+        let name = std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr());
+        name_constraint(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION as i32, (*(*index).rd_index).indrelid, name);
     }
 }
 

@@ -1,0 +1,34 @@
+-- Logical replication. The catalog describes this server: what changes in it is not for subscribers.
+
+-- Logical decoding leaves out changes of a relation with relrewrite (unless a consumer asks for rewrites): it is how the files that
+-- ALTER TABLE fills are kept out of it. There is no other way to keep a table out of FOR ALL TABLES and of consumers that read all.
+UPDATE pg_catalog.pg_class SET relrewrite = oid
+ WHERE relnamespace OPERATOR(pg_catalog.=) 'strata'::pg_catalog.regnamespace AND relkind OPERATOR(pg_catalog.=) 'r';
+UPDATE pg_catalog.pg_class toast SET relrewrite = toast.oid FROM pg_catalog.pg_class t
+ WHERE t.relnamespace OPERATOR(pg_catalog.=) 'strata'::pg_catalog.regnamespace AND t.relkind OPERATOR(pg_catalog.=) 'r'
+   AND toast.oid OPERATOR(pg_catalog.=) t.reltoastrelid;
+
+-- The first copy of a subscription is not decoded. A publisher's catalog must not get into a subscriber's own: triggers that fire
+-- for replicated rows only drop them. Policies are left out: they name tables, not files, and belong to a dump.
+CREATE FUNCTION strata.drop_replicated() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END';
+COMMENT ON FUNCTION strata.drop_replicated() IS 'trigger: keeps the catalog of a publisher out of this one';
+
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.warm_table
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.fragment
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.deletion
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.job
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.backup
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.log_backup
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+ALTER TABLE strata.warm_table ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.fragment ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.deletion ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.job ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.backup ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.log_backup ENABLE REPLICA TRIGGER drop_replicated;
