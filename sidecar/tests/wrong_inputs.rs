@@ -74,6 +74,10 @@ fn a_server_that_does_not_archive_is_a_configuration_error() {
     assert!(said.err.contains("archive_command is: false"), "{said:?}");
     assert_eq!(server.json(&["info"])["backups"], serde_json::json!([]));
     server.run(&["check"]).failed(1, "did not arrive");
+    // An archiver that gets on, but not here.
+    server.sql("ALTER SYSTEM SET archive_command = 'true'");
+    server.sql("SELECT pg_reload_conf()");
+    server.run(&["backup"]).failed(1, "did not arrive in the repository");
 }
 
 #[test]

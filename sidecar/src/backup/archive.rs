@@ -13,24 +13,30 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(50);
 
+/// The `archive_command` that runs this program with its configuration.
+fn push_command(config: &Config) -> String {
+    let program = std::env::current_exe().map_or_else(|_| "strata".to_owned(), |path| path.display().to_string());
+    format!("{program} --config {} wal push %p", config.file.display())
+}
+
 /// Fails unless the server archives its WAL.
-pub fn require_archiving(server: &ServerInfo) -> Result<()> {
-    let wrong = |what: String, hint: &str| Err(Error::new(ErrorKind::Config, what).with_hint(hint));
+pub fn require_archiving(config: &Config, server: &ServerInfo) -> Result<()> {
+    let wrong = |what: &str, hint: String| Err(Error::new(ErrorKind::Config, what).with_hint(hint));
     if server.wal_level == "minimal" {
-        return wrong("wal_level is minimal".into(), "Set wal_level = replica and restart the server.");
+        return wrong("wal_level is minimal", "Set wal_level = replica and restart the server.".to_owned());
     }
     if server.archive_mode == "off" {
         return wrong(
-            "archive_mode is off, so no WAL arrives in the repository".into(),
-            "Set archive_mode = on and archive_command = 'strata --config FILE wal push %p', and restart the server.",
+            "archive_mode is off, so no WAL arrives in the repository",
+            format!("Set archive_mode = on and archive_command = '{}', and restart the server.", push_command(config)),
         );
     }
     if (server.archive_command.is_empty() || server.archive_command == "(disabled)")
         && server.archive_library.is_empty()
     {
         return wrong(
-            "archive_command is empty, so no WAL arrives in the repository".into(),
-            "Set archive_command = 'strata --config FILE wal push %p' and reload the server.",
+            "archive_command is empty, so no WAL arrives in the repository",
+            format!("Set archive_command = '{}' and reload the server.", push_command(config)),
         );
     }
     Ok(())
@@ -74,7 +80,7 @@ pub async fn wait(
     progress.phase("wal", (to + 1).saturating_sub(from), "waiting until the WAL is in the repository");
     let mut deadline = Instant::now() + timeout;
     let mut next = from;
-    let mut archived = archived_count(session).await;
+    let mut archived = archiver(session).await.0;
     loop {
         while next <= to && repository.has_segment(Segment::numbered(last.timeline, next, size)) {
             next += 1;
@@ -87,21 +93,26 @@ pub async fn wait(
             return fsio::confirm(&path, repository.root());
         }
         if Instant::now() >= deadline {
-            let now = archived_count(session).await;
-            if now > archived {
+            let wanted = Segment::numbered(last.timeline, next, size);
+            let (now, last_archived) = archiver(session).await;
+            // An archiver that is behind the segment already has put it elsewhere.
+            if now > archived && last_archived.is_some_and(|name| name < wanted.to_string()) {
                 archived = now;
                 deadline = Instant::now() + timeout;
                 continue;
             }
-            return Err(late(session, server, Segment::numbered(last.timeline, next, size), timeout).await);
+            return Err(late(session, server, wanted, timeout).await);
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// How many files the archiver has archived; none when that is not known.
-async fn archived_count(session: &Session) -> Option<i64> {
-    session.query_one("SELECT archived_count FROM pg_stat_archiver", &[]).await.ok().map(|row| row.get(0))
+/// How many files the archiver has archived, and the last one; none when that is not known.
+async fn archiver(session: &Session) -> (Option<i64>, Option<String>) {
+    match session.query_one("SELECT archived_count, last_archived_wal FROM pg_stat_archiver", &[]).await {
+        Ok(row) => (row.get(0), row.get(1)),
+        Err(_) => (None, None),
+    }
 }
 
 async fn late(session: &Session, server: &ServerInfo, segment: Segment, timeout: Duration) -> Error {

@@ -124,7 +124,7 @@ fn check(config: &Config, info: &ServerInfo, data_directory: &Path) -> Result<()
     }
     program::require_owner(data_directory)?;
     program::require_cluster(data_directory, info.system_identifier)?;
-    archive::require_archiving(info)?;
+    archive::require_archiving(config, info)?;
     if real(&config.repository.path).starts_with(real(data_directory)) {
         return Err(Error::new(
             ErrorKind::Config,

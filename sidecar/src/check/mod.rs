@@ -129,7 +129,7 @@ fn settings(config: &Config, info: &ServerInfo) -> Result<((), String)> {
     let data_directory = config.member.data_directory.as_ref().unwrap_or(&info.data_directory);
     program::require_owner(data_directory)?;
     program::require_cluster(data_directory, info.system_identifier)?;
-    archive::require_archiving(info)?;
+    archive::require_archiving(config, info)?;
     let how = if info.archive_library.is_empty() { &info.archive_command } else { &info.archive_library };
     Ok(((), format!("wal_level {}, archive_mode {}, archiving by: {how}", info.wal_level, info.archive_mode)))
 }
