@@ -152,6 +152,26 @@ fn a_server_never_opens_short_of_its_target() {
     common::stop(&into, "immediate");
     let said = said.failed(1, "recovery ended before configured recovery target was reached");
     assert!(said.err.contains("verify"), "{said:?}");
+    assert!(said.err.contains("before the next try"), "{said:?}");
+}
+
+#[test]
+fn the_servers_reason_is_told_when_its_messages_go_to_a_collector() {
+    let server = Server::start_with("logging_collector = on\nlog_destination = 'stderr,csvlog'", None);
+    server.sql("CREATE TABLE t (id int)");
+    server.json(&["backup"]);
+    let last = server.archive();
+    let plan = server.json(&["plan", "--to", "latest"]);
+    let file = server.file(&format!("{last}.zst"));
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[20] ^= 0x40;
+    std::fs::write(&file, bytes).unwrap();
+    let into = server.dir.join("back");
+    let port = common::free_port().to_string();
+    let lsn = plan["stop"]["value"].as_str().unwrap();
+    let said = server.run(&["recover", "--to", lsn, "--into", into.to_str().unwrap(), "--port", &port]);
+    common::stop(&into, "immediate");
+    said.failed(1, "recovery ended before configured recovery target was reached");
 }
 
 #[test]

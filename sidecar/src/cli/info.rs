@@ -75,7 +75,8 @@ fn text(info: &Info) -> String {
     }
     for timeline in &info.wal {
         for gap in &timeline.gaps {
-            text.push_str(&format!("gap: {} to {} ({} segments)\n", gap.from, gap.to, gap.segments));
+            let count = output::count(gap.segments, "segment");
+            text.push_str(&format!("gap: {} to {} ({count})\n", gap.from, gap.to));
         }
     }
     text

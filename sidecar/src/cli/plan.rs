@@ -41,17 +41,21 @@ fn text(plan: &plan::Plan) -> String {
         (
             "wal",
             format!(
-                "{} to {} ({} segments, {})",
+                "{} to {} ({}, {})",
                 plan.wal_from,
                 plan.wal_to,
-                plan.wal_segments,
+                output::count(plan.wal_segments, "segment"),
                 bytes(plan.wal_stored_bytes)
             ),
         ),
         ("fragments", format!("{} ({})", plan.fragments, bytes(plan.fragment_bytes))),
         (
             "missing",
-            if plan.missing.is_empty() { "nothing".to_owned() } else { format!("{} things", plan.missing.len()) },
+            if plan.missing.is_empty() {
+                "nothing".to_owned()
+            } else {
+                output::count(plan.missing.len() as u64, "thing")
+            },
         ),
     ]);
     for fragment in &plan.fragment_list {

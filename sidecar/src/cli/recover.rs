@@ -103,6 +103,7 @@ fn text(outcome: &Outcome) -> String {
             output::bytes(fetched.fetched_bytes),
             fetched.missing.len()
         )),
+        (None, Some(_)) if recovered.fragments == 0 => text.push_str("the target needs no warm fragments"),
         (None, Some(pid)) => text.push_str(&format!(
             "{} fragments ({}) come on demand and in the background, brought by process {pid}",
             recovered.fragments,

@@ -17,7 +17,7 @@ use crate::repository::fsio;
 use crate::repository::manifest::Manifest;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,6 +41,8 @@ pub struct NewPlace {
 fn write(path: &Path, mode: u32, content: impl AsRef<[u8]>) -> Result<()> {
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).at("create", path)?;
+    // A file that was there keeps its own mode otherwise, and a conninfo may hold a password.
+    file.set_permissions(std::fs::Permissions::from_mode(mode)).at("set the permissions of", path)?;
     file.write_all(content.as_ref()).and_then(|()| file.sync_all()).at("write", path)
 }
 

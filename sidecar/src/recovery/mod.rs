@@ -231,8 +231,8 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         false => (None, Some(BackgroundAgent::start(&toml, &store, request.keep_serving).await?)),
     };
     let spool = Spool::start(&repository, &store, plan.segments.clone());
-    start::start(&place).await?;
-    start::wait(&place, progress).await?;
+    start::start(&place).await.map_err(|error| half_done(error, &into))?;
+    start::wait(&place, progress).await.map_err(|error| half_done(error, &into))?;
     drop(spool);
     recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
     recovered.conninfo = Some(conninfo.describe());
