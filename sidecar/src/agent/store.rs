@@ -26,7 +26,8 @@ const SETTLED: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct StoreWatch {
     listed: HashMap<PathBuf, SystemTime>,
-    kept: HashSet<PathBuf>,
+    /// The fragments of each folder that the repository has.
+    kept: HashMap<PathBuf, HashSet<String>>,
     failed: HashMap<PathBuf, String>,
 }
 
@@ -74,17 +75,22 @@ impl StoreWatch {
         }
         let mut copied = 0;
         let mut whole = true;
-        for name in fsio::list(folder)? {
+        let names = fsio::list(folder)?;
+        // What was swept is forgotten.
+        self.failed.retain(|path, _| path.parent() != Some(folder) || path.exists());
+        let kept = self.kept.entry(folder.to_owned()).or_default();
+        kept.retain(|name| names.binary_search(name).is_ok());
+        for name in names {
             let path = folder.join(&name);
             let Some(hash) = name.strip_suffix(".frag").filter(|hash| names::is_fragment_hash(hash)) else { continue };
-            if self.kept.contains(&path) {
+            if kept.contains(&name) {
                 continue;
             }
             match repository.put_fragment(hash, &path) {
                 Ok(bytes) => {
                     copied += u64::from(bytes > 0);
                     self.failed.remove(&path);
-                    self.kept.insert(path);
+                    kept.insert(name);
                 }
                 // Swept since it was listed.
                 Err(_) if !path.exists() => {}
