@@ -154,6 +154,8 @@ unsafe fn operator(opno: Oid, class: Class, family: u32, collation: Oid) -> Opti
         let equality = matches!(op, Op::Eq | Op::Ne);
         let ordered = match class {
             Class::Oid | Class::Char | Class::Enum => equality,
+            // PostgreSQL's function says what is wrong.
+            Class::Text if collation == Oid::INVALID => false,
             Class::Text if equality => pg_sys::get_collation_isdeterministic(collation),
             Class::Text => compat::is_c_collation(collation),
             _ => true,

@@ -15,7 +15,7 @@ use super::blocks::{BlockScan, Stats};
 use super::clause::{self, Leaf};
 use super::evaluate::{project, reset, satisfies};
 use super::list::{from_items, items};
-use super::lookup::{DeltaIndex, FragmentKeys, match_keys};
+use super::lookup::{DeltaIndex, FragmentKeys, KeyColumn, match_keys};
 use super::parallel::Shared;
 use super::private::{Part, Private};
 use super::rows::Rows;
@@ -179,8 +179,10 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
         let mut wanted = null_mut();
         pg_sys::pull_varattnos((*plan).scan.plan.targetlist.cast(), varno as u32, &mut wanted);
         // Clauses in the plan are evaluated as well where a fragment cannot answer them (see `blocks`), but that is rare
-        // and decided by block; a column that only such clauses need is fetched in any case if they may be needed.
-        let for_quals = if private.lookup.is_some() || needs_recheck(rel, &leaves) {
+        // and decided by block; a column that only such clauses need is fetched in any case if they may be needed. Inside
+        // EvalPlanQual a sub-plan's scan returns rows through ExecScan, which evaluates all clauses.
+        let in_recheck = !(*estate).es_epq_active.is_null();
+        let for_quals = if private.lookup.is_some() || in_recheck || needs_recheck(rel, &leaves) {
             (*plan).scan.plan.qual
         } else {
             from_items(rest.iter().copied())
@@ -240,13 +242,14 @@ unsafe fn needs_recheck(rel: pg_sys::Relation, leaves: &[Leaf]) -> bool {
 }
 
 /// The first `n` key columns of an index.
-unsafe fn index_columns(index: Oid, n: usize) -> Option<Vec<i16>> {
+unsafe fn index_columns(index: Oid, n: usize) -> Option<Vec<KeyColumn>> {
     // SAFETY: the index is locked by the plan.
     unsafe {
         let rel = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
         let form = &*(*rel).rd_index;
-        let columns =
-            std::slice::from_raw_parts(form.indkey.values.as_ptr(), n.min(form.indnkeyatts as usize)).to_vec();
+        let columns: Vec<KeyColumn> = (0..n.min(form.indnkeyatts as usize))
+            .map(|i| KeyColumn { attnum: *form.indkey.values.as_ptr().add(i), family: *(*rel).rd_opfamily.add(i) })
+            .collect();
         pg_sys::index_close(rel, pg_sys::NoLock as i32);
         (columns.len() == n).then_some(columns)
     }

@@ -47,6 +47,10 @@ unsafe extern "C-unwind" fn relation_info(
         }
         for i in 0..(*(*rel).indexlist).length as usize {
             let info = (*(*(*rel).indexlist).elements.add(i)).ptr_value.cast::<pg_sys::IndexOptInfo>();
+            if (*info).hypothetical {
+                // Another extension's idea of an index: there is none to look at.
+                continue;
+            }
             let index = OpenRelation::open((*info).indexoid, pg_sys::NoLock);
             if (*info).relam == pg_sys::BRIN_AM_OID || index::is_plain(index.0) {
                 (*info).amhasgettuple = false;
@@ -56,6 +60,15 @@ unsafe extern "C-unwind" fn relation_info(
             }
         }
     }
+}
+
+/// Whether `info` is an index that [`relation_info`] took the scans from.
+///
+/// # Safety
+/// `info` is an index of a relation that is being planned.
+pub unsafe fn is_closed(info: *mut pg_sys::IndexOptInfo) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*info).hypothetical && !(*info).amhasgettuple && !(*info).amhasgetbitmap }
 }
 
 /// Bitmap prefetch, which the executor does itself up to PostgreSQL 17.

@@ -14,14 +14,26 @@ use pgrx::pg_sys::{Datum, Oid};
 use std::rc::Rc;
 use strata_fragment::{PhysicalType, Value};
 
-/// The equalities among `leaves` that cover the first key columns of an index, in the order of the columns.
-pub fn match_keys(leaves: &[Leaf], columns: &[i16]) -> Vec<usize> {
-    columns
-        .iter()
-        .map_while(|attnum| {
-            leaves.iter().position(|l| l.attnum == *attnum && matches!(l.ask, Ask::Compare { op: Op::Eq, .. }))
-        })
-        .collect()
+/// A key column of an index.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyColumn {
+    /// Its attribute in the table.
+    pub attnum: i16,
+    /// Its operator family.
+    pub family: Oid,
+}
+
+/// The equalities among `leaves` that cover the first key columns of an index, in the order of the columns. They are such
+/// that the index can search for them; the keys of floats are not the values themselves.
+pub fn match_keys(leaves: &[Leaf], columns: &[KeyColumn]) -> Vec<usize> {
+    let fits = |l: &Leaf, c: &KeyColumn| {
+        let Ask::Compare { op: Op::Eq, opno, .. } = l.ask else { return false };
+        l.attnum == c.attnum
+            && !matches!(l.kind, datum::Kind::F32 | datum::Kind::F64)
+            // SAFETY: a system-cache look-up.
+            && unsafe { pg_sys::get_op_opfamily_strategy(opno, c.family) } == pg_sys::BTEqualStrategyNumber as i32
+    };
+    columns.iter().map_while(|c| leaves.iter().position(|l| fits(l, c))).collect()
 }
 
 /// The btree side of a lookup.
@@ -47,8 +59,8 @@ impl DeltaIndex {
         matched: &[usize],
         context: pg_sys::MemoryContext,
     ) -> Self {
-        // SAFETY: the caller's promise; the operator is a member of the key column's family, which match_keys and the
-        // planner saw to, so its function compares a key with a value of its right type.
+        // SAFETY: the caller's promise; the operator is a member of the key column's family, which match_keys saw to,
+        // so its function compares a key with a value of its right type.
         unsafe {
             let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
             let mut keys = Vec::with_capacity(matched.len());
@@ -204,7 +216,7 @@ impl FragmentKeys {
                 let i = self.table.list.partition_point(|f| f.row.first_row_id <= row_id).saturating_sub(1);
                 let tf = &self.table.list[i];
                 let fragment = tf.open();
-                let Some((block, row)) = fragment.block_of(row_id - tf.row.first_row_id) else { continue };
+                let Some((block, row)) = tf.position(row_id).and_then(|p| fragment.block_of(p)) else { continue };
                 ssi::read_row(rel, row_id, snapshot);
                 if self.sources.as_ref().is_none_or(|(f, _)| *f != i) {
                     self.sources = Some((i, tf.columns(&fragment, (*rel).rd_att)));
@@ -254,9 +266,4 @@ fn wanted(test: &Test, ty: PhysicalType) -> Option<Value> {
         Test::Bytes { lo: Some((bytes, true)), .. } if ty.is_bytes() => Some(Value::Bytes(bytes.clone())),
         _ => None,
     }
-}
-
-/// Whether a lookup may use equality on a column of this kind: the keys of floats are not the values themselves.
-pub fn can_look_up(leaf: &Leaf) -> bool {
-    !matches!(leaf.kind, datum::Kind::F32 | datum::Kind::F64)
 }

@@ -7,8 +7,9 @@
 use super::blocks;
 use super::clause::{self, Leaf};
 use super::exec::SCAN_METHODS;
-use super::list::items;
-use super::lookup::{can_look_up, match_keys};
+use super::guard;
+use super::list::{is_a, items};
+use super::lookup::{KeyColumn, match_keys};
 use super::private::{Part, Private};
 use super::test::Test;
 use crate::am::fragments::{self, TableFragment, TableFragments};
@@ -99,6 +100,10 @@ impl Planned {
             let mut leaves = Vec::new();
             let mut others = 0;
             for info in items::<pg_sys::RestrictInfo>((*rel).baserestrictinfo) {
+                if is_a((*info).clause, pg_sys::NodeTag::T_CurrentOfExpr) {
+                    // Only a scan by TID can do it.
+                    return None;
+                }
                 match clause::analyze(root, (*info).clause.cast(), varno, tupdesc) {
                     _ if (*info).pseudoconstant => {}
                     Some(leaf) => leaves.push(leaf),
@@ -246,7 +251,7 @@ unsafe extern "C-unwind" fn set_rel_pathlist(
         if let Some(previous) = PREVIOUS {
             guarded(|| previous(root, rel, rti, rte));
         }
-        if items::<pg_sys::Path>((*rel).pathlist).len() == 0 {
+        if items::<pg_sys::Path>((*rel).pathlist).len() == 0 || pg_sys::is_dummy_rel(rel) {
             return;
         }
         let Some(planned) = Planned::new(root, rel, rte) else { return };
@@ -268,8 +273,8 @@ unsafe extern "C-unwind" fn set_rel_pathlist(
             }
         }
         for index in items::<pg_sys::IndexOptInfo>((*rel).indexlist) {
-            // Those that `guard` closed to scans: plain btrees.
-            if (*index).hypothetical && (*index).relam == pg_sys::BTREE_AM_OID {
+            // Plain btrees.
+            if guard::is_closed(index) && (*index).relam == pg_sys::BTREE_AM_OID {
                 lookups(root, &planned, index);
             }
         }
@@ -287,12 +292,11 @@ unsafe fn lookups(root: *mut pg_sys::PlannerInfo, planned: &Planned, index: *mut
     // SAFETY: the arguments are the planner's.
     unsafe {
         let rel = planned.rel;
-        let keys: Vec<i16> = (0..(*index).nkeycolumns as usize).map(|i| *(*index).indexkeys.add(i) as i16).collect();
-        let usable = |l: &Leaf| can_look_up(l) && fits_index(l, &keys, index);
-        let constants: Vec<Leaf> = planned.leaves.iter().copied().filter(usable).collect();
-        let joins: Vec<JoinLeaf> =
-            join_leaves(root, rel, index, &keys).into_iter().filter(|j| usable(&j.leaf)).collect();
-        add_lookup(root, planned, index, &keys, &constants, (*rel).lateral_relids);
+        let keys: Vec<KeyColumn> = (0..(*index).nkeycolumns as usize)
+            .map(|i| KeyColumn { attnum: *(*index).indexkeys.add(i) as i16, family: *(*index).opfamily.add(i) })
+            .collect();
+        let joins = join_leaves(root, rel, &keys);
+        add_lookup(root, planned, index, &keys, &planned.leaves, (*rel).lateral_relids);
         let mut sets: Vec<pg_sys::Relids> = Vec::new();
         let all = joins.iter().fold(null_mut(), |s, j| pg_sys::bms_add_members(s, j.outer));
         for set in joins.iter().map(|j| j.outer).chain((!joins.is_empty()).then_some(all)) {
@@ -303,21 +307,10 @@ unsafe fn lookups(root: *mut pg_sys::PlannerInfo, planned: &Planned, index: *mut
         for set in sets {
             let mut leaves: Vec<Leaf> =
                 joins.iter().filter(|j| pg_sys::bms_is_subset(j.outer, set)).map(|j| j.leaf).collect();
-            leaves.extend(&constants);
+            leaves.extend(&planned.leaves);
             let outer = pg_sys::bms_union(set, (*rel).lateral_relids);
             add_lookup(root, planned, index, &keys, &leaves, outer);
         }
-    }
-}
-
-/// Whether the clause is an equality that the index could search for.
-unsafe fn fits_index(leaf: &Leaf, keys: &[i16], index: *mut pg_sys::IndexOptInfo) -> bool {
-    let clause::Ask::Compare { op: clause::Op::Eq, opno, .. } = leaf.ask else { return false };
-    // SAFETY: the index has a family for each key column.
-    unsafe {
-        keys.iter()
-            .enumerate()
-            .any(|(i, k)| *k == leaf.attnum && pg_sys::get_op_opfamily_strategy(opno, *(*index).opfamily.add(i)) == 3)
     }
 }
 
@@ -325,8 +318,7 @@ unsafe fn fits_index(leaf: &Leaf, keys: &[i16], index: *mut pg_sys::IndexOptInfo
 unsafe fn join_leaves(
     root: *mut pg_sys::PlannerInfo,
     rel: *mut pg_sys::RelOptInfo,
-    index: *mut pg_sys::IndexOptInfo,
-    keys: &[i16],
+    keys: &[KeyColumn],
 ) -> Vec<JoinLeaf> {
     // SAFETY: the arguments are the planner's.
     unsafe {
@@ -344,8 +336,7 @@ unsafe fn join_leaves(
             }
         }
         if (*rel).has_eclass_joins {
-            for (i, attnum) in keys.iter().enumerate() {
-                let mut column = KeyColumn { attnum: *attnum, family: *(*index).opfamily.add(i) };
+            for mut column in keys.iter().copied() {
                 let list = pg_sys::generate_implied_equalities_for_column(
                     root,
                     rel,
@@ -356,13 +347,9 @@ unsafe fn join_leaves(
                 items::<pg_sys::RestrictInfo>(list).for_each(&mut add);
             }
         }
+        found.retain(|j| keys.iter().any(|k| !match_keys(&[j.leaf], &[*k]).is_empty()));
         found
     }
-}
-
-struct KeyColumn {
-    attnum: i16,
-    family: pg_sys::Oid,
 }
 
 /// Whether a member of an equivalence class is the key column.
@@ -388,12 +375,32 @@ unsafe extern "C-unwind" fn is_key_column(
     }
 }
 
+/// The clauses with values of other relations that the plan of a path with these parameters will have. An equality may be
+/// missing that an equivalence class implies: then the plan has another one of the class, and the rest on the table itself.
+unsafe fn planned_leaves(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    parameters: *mut pg_sys::ParamPathInfo,
+) -> Vec<Leaf> {
+    // SAFETY: the arguments are the planner's.
+    unsafe {
+        if parameters.is_null() {
+            return Vec::new();
+        }
+        let rte = *(*root).simple_rte_array.add((*rel).relid as usize);
+        let open = OpenRelation::open((*rte).relid, pg_sys::NoLock);
+        items::<pg_sys::RestrictInfo>((*parameters).ppi_clauses)
+            .filter_map(|i| clause::analyze(root, (*i).clause.cast(), (*rel).relid as i32, (*open.0).rd_att))
+            .collect()
+    }
+}
+
 /// Adds a look-up with these equalities, if the fragments are good at it.
 unsafe fn add_lookup(
     root: *mut pg_sys::PlannerInfo,
     planned: &Planned,
     index: *mut pg_sys::IndexOptInfo,
-    keys: &[i16],
+    keys: &[KeyColumn],
     leaves: &[Leaf],
     outer: pg_sys::Relids,
 ) {
@@ -409,6 +416,11 @@ unsafe fn add_lookup(
         }
         let rel = &*planned.rel;
         let parameters = pg_sys::get_baserel_parampathinfo(root, planned.rel, outer);
+        let mut in_plan = planned_leaves(root, planned.rel, parameters);
+        in_plan.extend(&planned.leaves);
+        if match_keys(&in_plan, keys).len() < matched {
+            return;
+        }
         let private = Private { part: Part::All, lookup: Some(((*index).indexoid, matched)) };
         let path = new_path(planned.rel, parameters, private);
         let output = (*rel.reltarget).cost;
@@ -427,10 +439,10 @@ unsafe fn add_lookup(
 }
 
 /// Whether these columns are the first of the sort key of the fragments (as the first one that is here has it).
-fn is_sorted_by(table: &TableFragments, attnums: &[i16]) -> bool {
+fn is_sorted_by(table: &TableFragments, keys: &[KeyColumn]) -> bool {
     let Some(tf) = table.list.iter().find(|f| is_local(f)) else { return false };
     let file = tf.open();
-    let columns: Option<Vec<usize>> = attnums.iter().map(|a| file.schema().by_attnum(*a)).collect();
+    let columns: Option<Vec<usize>> = keys.iter().map(|k| file.schema().by_attnum(k.attnum)).collect();
     columns.is_some_and(|c| file.schema().is_sort_prefix(&c))
 }
 

@@ -10,6 +10,7 @@
 //! | min, max | value | the type itself, null without values |
 
 use super::super::blocks::{Batch, BlockScan};
+use super::super::test::float_key;
 use super::keys::Groups;
 use super::spec::Transition;
 use crate::am::datum::{self, Kind};
@@ -25,7 +26,7 @@ pub struct States {
     kind: Option<Kind>,
     /// Values that were not null (rows for count(*)).
     counts: Vec<i64>,
-    /// For min and max the value's key, else the sum.
+    /// For min and max the value (of floats the bits), else the sum.
     narrow: Vec<i64>,
     wide: Vec<i128>,
     /// NaNs among numerics.
@@ -197,14 +198,25 @@ impl States {
             ColumnData::I16(v) => narrow!(v, i64::from),
             ColumnData::I32(v) => narrow!(v, i64::from),
             ColumnData::I64(v) => narrow!(v, |x: i64| x),
-            ColumnData::F32(v) => narrow!(v, |x: f32| key_of(f64::from(x))),
-            ColumnData::F64(v) => narrow!(v, key_of),
+            ColumnData::F32(v) => rows.each(|i, g| self.take_float(g, f64::from(v[i]), larger)),
+            ColumnData::F64(v) => rows.each(|i, g| self.take_float(g, v[i], larger)),
             ColumnData::I128(v) => rows.each(|i, g| self.take_wide(g, v[i], larger)),
             data => rows.each(|i, g| match datum::numeric_unscaled(data.bytes(i), scale) {
                 Some(v) => self.take_wide(g, v, larger),
                 None => self.nans[g] += 1,
             }),
         }
+    }
+
+    /// As `float8larger` and `float8smaller` do: of equal values (zeros of both signs) the later one stays.
+    #[inline]
+    fn take_float(&mut self, g: usize, v: f64, larger: bool) {
+        let known = float_key(f64::from_bits(self.narrow[g] as u64));
+        let stays = if larger { known > float_key(v) } else { known < float_key(v) };
+        if self.counts[g] == 0 || !stays {
+            self.narrow[g] = v.to_bits() as i64;
+        }
+        self.counts[g] += 1;
     }
 
     fn take_wide(&mut self, g: usize, v: i128, larger: bool) {
@@ -274,8 +286,9 @@ impl States {
                 };
             }
             (count > 0).then(|| match kind {
-                Kind::F64 => Datum::from(float_of(self.narrow[g]).to_bits()),
-                Kind::F32 => Datum::from((float_of(self.narrow[g]) as f32).to_bits()),
+                Kind::F64 => Datum::from(self.narrow[g]),
+                // As Float4GetDatum: the sign goes on through the upper half.
+                Kind::F32 => Datum::from((f64::from_bits(self.narrow[g] as u64) as f32).to_bits() as i32),
                 Kind::Int(2) => Datum::from(self.narrow[g] as i16),
                 Kind::Int(4) => Datum::from(self.narrow[g] as i32),
                 _ => Datum::from(self.narrow[g]),
@@ -321,25 +334,6 @@ impl Rows<'_> {
                 rows.zip(groups).filter(|(r, _)| live(*r)).for_each(|(r, g)| f(r, *g as usize));
             }
         }
-    }
-}
-
-/// An integer that sorts as PostgreSQL sorts floats, minus zero before zero, and from which the float comes back.
-fn key_of(v: f64) -> i64 {
-    let bits = v.to_bits() as i64;
-    match bits {
-        _ if v.is_nan() => i64::MAX,
-        b if b < 0 => b ^ i64::MAX,
-        b => b,
-    }
-}
-
-/// The float with this key ([`key_of`]).
-fn float_of(key: i64) -> f64 {
-    match key {
-        i64::MAX => f64::NAN,
-        k if k < 0 => f64::from_bits((k ^ i64::MAX) as u64),
-        k => f64::from_bits(k as u64),
     }
 }
 
