@@ -11,12 +11,16 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PG       ?= 15
-PREFIX   ?= /usr/local
 CARGO    ?= cargo
 
 # Debian's /usr/bin/pg_config answers for the newest server headers that are installed; it is taken when it says $(PG).
-PG_CONFIG ?= $(shell if [ "$$(/usr/bin/pg_config --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')" = "$(PG)" ]; \
-	then echo /usr/bin/pg_config; else echo /usr/lib/postgresql/$(PG)/bin/pg_config; fi)
+# A version that is not installed is taken from a tree of its own: see .ci/tree.
+ifeq ($(origin PG_CONFIG),undefined)
+PG_CONFIG := $(shell if [ "$$(/usr/bin/pg_config --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')" = "$(PG)" ]; \
+	then echo /usr/bin/pg_config; \
+	elif [ "$(PG)" = 15 ] || [ -x /usr/lib/postgresql/$(PG)/bin/pg_config ]; then echo /usr/lib/postgresql/$(PG)/bin/pg_config; \
+	else .ci/tree --where $(PG); fi)
+endif
 
 ifeq ($(origin CARGO_TARGET_DIR),undefined)
 CARGO_TARGET_DIR := $(shell if mkdir -p "$$HOME/.cache/strata" 2>/dev/null && [ -w "$$HOME/.cache/strata" ]; \
@@ -24,8 +28,12 @@ CARGO_TARGET_DIR := $(shell if mkdir -p "$$HOME/.cache/strata" 2>/dev/null && [ 
 endif
 ifeq ($(PG),15)
 FLAVOUR := --release --workspace --locked
+PREFIX  ?= /usr/local
 else
+# The program goes beside that server's own, where it does not replace the one that belongs to another version's library.
+PREFIX  ?= $(patsubst %/bin,%,$(shell $(PG_CONFIG) --bindir 2>/dev/null))
 FLAVOUR := --release --workspace --locked --no-default-features --features strata/pg$(PG)
+SEED := $(CARGO_TARGET_DIR)
 override CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)-pg$(PG)
 endif
 
@@ -41,7 +49,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 EXTENSION_VERSION := $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" extension/strata.control)
 SQL_PARTS := $(sort $(wildcard sql/schema/*.sql))
 
-.PHONY: help setup build install demo test test-postgres bench lint clean layers
+.PHONY: help setup build install demo test test-postgres test-versions bench lint clean layers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -53,6 +61,7 @@ setup: ## install what is missing (apt); checks Rust
 	@PG=$(PG) PG_CONFIG=$(PG_CONFIG) .ci/setup
 
 build: setup ## compile the extension, the sidecar and the tools
+	@$(if $(SEED),.ci/seed "$(SEED)" "$(CARGO_TARGET_DIR)")
 	$(CARGO) build $(FLAVOUR)
 
 install: build ## copy them to PostgreSQL's directories and PREFIX/bin
@@ -61,9 +70,12 @@ install: build ## copy them to PostgreSQL's directories and PREFIX/bin
 demo: install ## the whole job on three million flights; KEEP=1 leaves the recovered server running
 	@KEEP="$(KEEP)" STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" "$(OUT)/strata-demo"
 
-# `make test SUITE=crash` runs one suite; `make test ARGS=name` filters by test name.
+# `make test SUITE=crash` runs one suite, SUITE='crash plan' two; `make test ARGS=name` filters by test name.
 test: install ## unit tests and every suite, against real servers
-	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" .ci/test $(if $(SUITE),--suite $(SUITE)) -- $(ARGS)
+	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" FLAVOUR="$(FLAVOUR)" .ci/test $(SUITE:%=--suite %) -- $(ARGS)
+
+test-versions: ## the core suites on PostgreSQL 17 and 18, which are fetched; VERSIONS='17 18'
+	@VERSIONS="$(VERSIONS)" .ci/versions
 
 # `make test-postgres PART=regress TESTS='tidscan cluster'` runs some of it; see .ci/test-postgres for the rest.
 test-postgres: install ## PostgreSQL's own regression, isolation and contrib suites on warm tables (long)

@@ -8,8 +8,9 @@
 //! | `\hot TABLE…` | nothing | `strata.to_hot(TABLE)` |
 //! | `\always TABLE…` | nothing | from here on `\warm TABLE…` before every statement outside a transaction |
 //! | `\session N` | the next statements go to connection N | the same |
+//! | `\since V` | the rest of the script is left out on servers older than PostgreSQL V | the same |
 //!
-//! `{side}` in a statement is `heap` or `warm` (for names that both databases share).
+//! `{side}` in a statement is `heap` or `warm` (for names that both databases share), `{method}` the table access method of the side.
 //! `STRATA_TWIN=heap` leaves out the moves and needs no extension: heap against heap, which checks the scripts themselves
 //! and prints each statement that fails.
 //!
@@ -18,6 +19,7 @@
 
 use crate::checks;
 use crate::cluster::Cluster;
+use crate::twin;
 use anyhow::{Context, Result, bail};
 use postgres::error::DbError;
 use postgres::{Client, SimpleQueryMessage};
@@ -36,6 +38,8 @@ pub enum Step {
     Always(Vec<String>),
     /// Use this connection.
     Session(String),
+    /// Stop here if the server is older than this major version.
+    Since(i32),
 }
 
 /// Reads a script; each step comes with its line number.
@@ -62,6 +66,9 @@ pub fn parse(text: &str) -> Result<Vec<(usize, Step)>> {
                         "hot" => Step::Hot(rest),
                         "always" => Step::Always(rest),
                         "session" => Step::Session(rest.join(" ")),
+                        "since" => Step::Since(
+                            rest.join(" ").parse().with_context(|| format!("line {start}: no version in {trimmed}"))?,
+                        ),
                         other => bail!("line {start}: unknown command \\{other}"),
                     },
                 ));
@@ -161,7 +168,8 @@ struct Side<'a> {
 
 impl Side<'_> {
     fn run(&mut self, session: &str, sql: &str) -> Result<Outcome> {
-        let sql = sql.replace("{side}", self.kind);
+        let method = if self_check() { "heap" } else { self.kind };
+        let sql = sql.replace("{side}", self.kind).replace("{method}", method);
         outcome(self.client(session)?, &sql)
     }
 
@@ -204,6 +212,13 @@ pub fn compare(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
     for (line, step) in steps {
         match step {
             Step::Session(s) => session = s,
+            Step::Since(version) => {
+                let number = twin::value(heap.client(&session)?, "SHOW server_version_num")?;
+                if number.parse::<i32>()? / 10_000 < version {
+                    println!("{name}.sql: left out from line {line} on: PostgreSQL {version} is needed");
+                    break;
+                }
+            }
             Step::Warm(_) | Step::Hot(_) | Step::Always(_) if self_check() => {}
             Step::Warm(tables) => {
                 to_warm(warm.client(&session)?, &tables).with_context(|| format!("{name}.sql:{line}"))?

@@ -48,6 +48,7 @@ scripts!(
     transactions,
     triggers,
     types,
+    versions,
 );
 
 /// One random statement over the table that `{t}` stands for.

@@ -40,9 +40,10 @@ pub fn give(path: &Path) {
     }
 }
 
-/// The directory of PostgreSQL's programs.
+/// The directory of PostgreSQL's programs: of the installation that PG_CONFIG names, as for the other suites.
 pub fn bin() -> PathBuf {
-    let output = Command::new("pg_config").arg("--bindir").output().expect("pg_config is needed by these tests");
+    let program = std::env::var_os("PG_CONFIG").unwrap_or_else(|| "pg_config".into());
+    let output = Command::new(program).arg("--bindir").output().expect("pg_config is needed by these tests");
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
