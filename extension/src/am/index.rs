@@ -112,6 +112,7 @@ pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &I
                         false,
                         info,
                     );
+                    compat::index_insert_cleanup(index, info);
                 }
             }
             index_close(index, NoLock as i32);

@@ -273,11 +273,16 @@ pub fn is_c_collation(collation: pg_sys::Oid) -> bool {
     if collation == pg_sys::Oid::from(pg_sys::C_COLLATION_OID.to_u32()) {
         return true;
     }
-    // SAFETY: a cache look-up.
-    #[cfg(not(feature = "pg18"))]
-    return collation != pg_sys::Oid::INVALID && unsafe { super::guarded(|| super::ext::lc_collate_is_c(collation)) };
-    #[cfg(feature = "pg18")]
-    return false;
+    if collation == pg_sys::Oid::INVALID {
+        return false;
+    }
+    // SAFETY: a cache look-up; from 18 on the locale is never null and lives as long as the cache.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return super::guarded(|| super::ext::lc_collate_is_c(collation));
+        #[cfg(feature = "pg18")]
+        return (*super::guarded(|| super::ext::pg_newlocale_from_collation(collation))).collate_is_c;
+    }
 }
 
 /// Whether a transaction has ended, without waiting (`ConditionalXactLockTableWait`).
@@ -429,4 +434,18 @@ pub fn close_file(relid: pg_sys::Oid) {
     }
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     let _ = relid;
+}
+
+/// Releases what insertions into an index keep between them, with the same `info` (BRIN does so from PostgreSQL 17 on).
+///
+/// # Safety
+/// `index` is open; `info` was given to `index_insert`.
+pub unsafe fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo) {
+    // SAFETY: the caller's promise.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    unsafe {
+        pg_sys::index_insert_cleanup(index, info);
+    }
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    let _ = (index, info);
 }

@@ -11,9 +11,18 @@ pub struct RewriteStateData {
 /// Handle of a heap rewrite.
 pub type RewriteState = *mut RewriteStateData;
 
+/// The beginning of `struct pg_locale_struct` (`pg_locale.h`).
+#[cfg(feature = "pg18")]
+#[repr(C)]
+pub struct Locale {
+    _provider: c_char,
+    _deterministic: bool,
+    /// Whether it sorts by bytes.
+    pub collate_is_c: bool,
+}
+
 unsafe extern "C-unwind" {
     /// `cluster.c`: a transient table with the shape of `old`.
-    #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17", feature = "pg18"))]
     pub fn make_new_heap(old: Oid, tablespace: Oid, access_method: Oid, persistence: c_char, lock: LOCKMODE) -> Oid;
     /// `cluster.c`: swaps the files of `old` and `new`, rebuilds the indexes of `old` and drops `new`.
     pub fn finish_heap_swap(
@@ -92,6 +101,9 @@ unsafe extern "C-unwind" {
     /// `pg_locale.c`
     #[cfg(not(feature = "pg18"))]
     pub fn lc_collate_is_c(collation: Oid) -> bool;
+    /// `pg_locale.c`
+    #[cfg(feature = "pg18")]
+    pub fn pg_newlocale_from_collation(collation: Oid) -> *const Locale;
     /// `pqsignal.c`
     #[cfg_attr(feature = "pg18", link_name = "pqsignal_be")]
     pub fn pqsignal(signal: c_int, handler: Option<unsafe extern "C-unwind" fn(c_int)>) -> *mut c_void;

@@ -132,7 +132,8 @@ pub unsafe fn insert_entries(transient: Relation, copies: &[IndexCopy], from: Bl
         }
         ExecDropSingleTupleTableSlot(slot);
         FreeExecutorState(estate);
-        for (index, _) in indexes {
+        for (index, info) in indexes {
+            compat::index_insert_cleanup(index, info);
             index_close(index, NoLock as i32);
         }
     }
