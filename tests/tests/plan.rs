@@ -5,8 +5,23 @@
 use postgres::Client;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use strata_tests::cluster::Options;
 use strata_tests::script::{self, Outcome};
-use strata_tests::{Cluster, twin};
+use strata_tests::{Cluster, checks, twin};
+
+#[path = "plan/semantics.rs"]
+mod semantics;
+
+/// A server whose autovacuum is at work all the time: statistics and dead rows change between queries, and plans with them.
+fn cluster() -> Cluster {
+    let mut options = Options::new().set("autovacuum_naptime", "1");
+    for what in ["vacuum", "vacuum_insert", "analyze"] {
+        options = options
+            .set(&format!("autovacuum_{what}_threshold"), "20")
+            .set(&format!("autovacuum_{what}_scale_factor"), "0");
+    }
+    Cluster::with(options).unwrap()
+}
 
 /// Settings under which every query must give the same.
 const MODES: [&str; 6] = [
@@ -52,11 +67,10 @@ fn create(c: &mut Client, count: u32) {
         ))
         .unwrap();
     }
-    c.execute("SELECT strata.to_warm('w')", &[]).unwrap();
+    checks::rewarm(c, "w").unwrap();
     c.batch_execute("ANALYZE w").unwrap();
 }
 
-/// Compares a query, in which `{t}` stands for the table, under the current settings.
 /// The first row in which two results differ.
 fn first_difference(heap: &Outcome, warm: &Outcome) -> String {
     let (Outcome::Done(h, _), Outcome::Done(w, _)) = (heap, warm) else { return String::new() };
@@ -64,6 +78,7 @@ fn first_difference(heap: &Outcome, warm: &Outcome) -> String {
     format!("{} and {} rows, first different: {:?} and {:?}", h.len(), w.len(), h.get(at), w.get(at))
 }
 
+/// Compares a query, in which `{t}` stands for the table, under the current settings.
 fn same(c: &mut Client, context: &str, sql: &str) {
     let mut run = |t: &str| script::outcome(c, &sql.replace("{t}", t)).unwrap();
     let (heap, warm) = (run("h"), run("w"));
@@ -87,7 +102,11 @@ fn short(outcome: &Outcome) -> String {
 }
 
 fn in_all_modes(c: &mut Client, context: &str, queries: &[String]) {
-    for mode in MODES {
+    in_modes(c, context, &MODES, queries);
+}
+
+fn in_modes(c: &mut Client, context: &str, modes: &[&str], queries: &[String]) {
+    for mode in modes {
         c.batch_execute("RESET ALL; SET extra_float_digits = 0").unwrap();
         c.batch_execute(mode).unwrap();
         for sql in queries {
@@ -248,7 +267,7 @@ fn change(c: &mut Client, sql: &str) {
 
 #[test]
 fn every_shape_of_query_gives_what_the_heap_gives() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = cluster();
     let mut c = cluster.connect().unwrap();
     create(&mut c, 1000);
     in_all_modes(&mut c, "fresh", &shapes());
@@ -286,7 +305,7 @@ fn every_shape_of_query_gives_what_the_heap_gives() {
 
 #[test]
 fn numerics_with_nan_and_without_scale_stay_exact() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = cluster();
     let mut c = cluster.connect().unwrap();
     for t in ["h", "w"] {
         c.batch_execute(&format!(
@@ -316,7 +335,7 @@ fn numerics_with_nan_and_without_scale_stay_exact() {
 
 #[test]
 fn random_queries_give_what_the_heap_gives() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = cluster();
     let mut c = cluster.connect().unwrap();
     create(&mut c, 1000);
     change(&mut c, "UPDATE {t} SET a = a + 1, n = n * 2 WHERE id % 17 = 0");
@@ -334,7 +353,7 @@ fn random_queries_give_what_the_heap_gives() {
 
 #[test]
 fn generic_plans_and_cursors_give_what_the_heap_gives() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = cluster();
     let mut c = cluster.connect().unwrap();
     create(&mut c, 1000);
     c.batch_execute("SET plan_cache_mode = force_generic_plan").unwrap();
@@ -387,7 +406,7 @@ fn generic_plans_and_cursors_give_what_the_heap_gives() {
 
 #[test]
 fn partitions_hot_and_warm_aggregate_together() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = cluster();
     let mut c = cluster.connect().unwrap();
     for t in ["h", "w"] {
         c.batch_execute(&format!(
@@ -433,7 +452,7 @@ fn partitions_hot_and_warm_aggregate_together() {
 
 #[test]
 fn row_security_is_not_passed_by_pushed_filters() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = cluster();
     let mut c = cluster.connect().unwrap();
     create(&mut c, 200);
     c.batch_execute(
@@ -461,7 +480,7 @@ fn row_security_is_not_passed_by_pushed_filters() {
 
 #[test]
 fn the_plans_are_those_that_are_meant() {
-    let cluster = Cluster::start().unwrap();
+    let cluster = cluster();
     let mut c = cluster.connect().unwrap();
     create(&mut c, 100_000);
     c.batch_execute("SET max_parallel_workers_per_gather = 0").unwrap();
