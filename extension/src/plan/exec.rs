@@ -289,7 +289,9 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
                 ssi::read_table(rel, snapshot);
                 deletion::deleted((*rel).rd_id, snapshot)
             });
-            let counter = (*state).shared.as_ref().map(|s| &raw const s.counter);
+            let shared = (*state).shared.as_ref();
+            shared.inspect(|s| s.agree(&table));
+            let counter = shared.map(|s| &raw const s.counter);
             scan.blocks = Some(BlockScan::new(table, (*rel).rd_att, deleted, tests, counter));
         }
         let delta = scan.private.part != Part::Fragments && !scan.never;

@@ -6,12 +6,17 @@
 //! │ Shared: counter, numbers of workers │ parallel scan of the heap    │   in dynamic shared memory
 //! └────────────────────────────────────┴──────────────────────────────┘
 //! ```
+//!
+//! The counter counts fragments by their place in the table's list, so all participants must have the same list. Each reads
+//! it from the catalog; whoever has another one than the first raises an ERROR instead of returning other rows.
 
 use super::blocks::Stats;
 use super::exec::WarmScanState;
+use crate::am::fragments::TableFragments;
 use core::ffi::c_void;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the participants of a parallel scan share.
@@ -19,6 +24,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Shared {
     /// The next block: fragment in the upper half, block in the lower.
     pub counter: AtomicU64,
+    /// A fingerprint of the list of fragments, 0 until somebody has begun.
+    list: AtomicU64,
     numbers: [AtomicU64; 7],
 }
 
@@ -31,6 +38,24 @@ impl Shared {
 
     fn reset(&self) {
         self.counter.store(0, Ordering::Relaxed);
+        self.list.store(0, Ordering::Relaxed);
+    }
+
+    /// Makes sure that all participants have this list of fragments.
+    pub fn agree(&self, table: &TableFragments) {
+        let mut hasher = DefaultHasher::new();
+        table.list.iter().for_each(|f| f.row.hash.hash(&mut hasher));
+        let mine = hasher.finish().max(1);
+        let first =
+            self.list.compare_exchange(0, mine, Ordering::Relaxed, Ordering::Relaxed).unwrap_or_else(|known| known);
+        if first != 0 && first != mine {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                "the fragments of a warm table were exchanged while a parallel scan of it began",
+                "The list of fragments that this process read is not the one of the first participant. Run the query again."
+            );
+        }
     }
 
     fn add(&self, stats: &Stats) {
@@ -80,7 +105,11 @@ pub unsafe extern "C-unwind" fn initialize(
     // SAFETY: the place has the bytes that were asked for.
     unsafe {
         let shared = place.cast::<Shared>();
-        shared.write(Shared { counter: AtomicU64::new(0), numbers: [const { AtomicU64::new(0) }; 7] });
+        shared.write(Shared {
+            counter: AtomicU64::new(0),
+            list: AtomicU64::new(0),
+            numbers: [const { AtomicU64::new(0) }; 7],
+        });
         let snapshot = (*(*node).ss.ps.state).es_snapshot;
         pg_sys::table_parallelscan_initialize((*node).ss.ss_currentRelation, (*shared).heap(), snapshot);
         (*node.cast::<WarmScanState>()).shared = shared;
