@@ -64,8 +64,16 @@ pub async fn upsert_backup(session: &Session, row: &BackupRow) -> Result<()> {
     Ok(())
 }
 
-/// Marks backups as failed that a row says are running, though nobody runs them. Call it under the backup lock.
+/// Marks backups and their jobs as failed that rows say are running, though nobody runs them. Call it under the backup lock.
 pub async fn fail_interrupted(session: &Session, system: &str, member: &str) -> Result<u64> {
+    // A job that is younger may be about to ask for the lock.
+    session
+        .execute(
+            "UPDATE strata.job SET state = 'failed', error = 'the process that ran it ended', finished_at = clock_timestamp() \
+             WHERE state = 'running' AND kind = 'backup' AND started_at < clock_timestamp() - interval '1 minute'",
+            &[],
+        )
+        .await?;
     Ok(session
         .execute(
             "UPDATE strata.backup SET state = 'failed', error = 'interrupted' \

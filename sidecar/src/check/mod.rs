@@ -85,11 +85,18 @@ pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> R
     let named = format!("{} (system {}, member {})", config.file.display(), config.system, config.member.name);
     report.note("configuration", Ok(((), named)));
     let Some((session, info)) = report.note("connection", connection(config).await) else {
-        for name in ["settings", "privileges", "repository", "archiving", "agent"] {
+        for name in ["user", "settings", "privileges", "repository", "archiving", "agent"] {
             report.skip(name);
         }
         return report;
     };
+    // Another user must not make a repository that the server's own then cannot write to.
+    if report.note("user", user(config, &info)).is_none() {
+        for name in ["settings", "privileges", "repository", "archiving", "agent"] {
+            report.skip(name);
+        }
+        return report;
+    }
     let archives = report.note("settings", settings(config, &info));
     let may = report.note("privileges", privileges(&session).await);
     match (archives, may, report.note("repository", repository(config, &info).await)) {
@@ -121,14 +128,18 @@ async fn connection(config: &Config) -> Result<((Session, ServerInfo), String)> 
     Ok(((session, info), message))
 }
 
+fn user(config: &Config, info: &ServerInfo) -> Result<((), String)> {
+    let data_directory = config.member.data_directory.as_ref().unwrap_or(&info.data_directory);
+    program::require_owner(data_directory)?;
+    program::require_cluster(data_directory, info.system_identifier)?;
+    Ok(((), format!("{} runs the server", program::os_user().unwrap_or_default())))
+}
+
 fn settings(config: &Config, info: &ServerInfo) -> Result<((), String)> {
     if config.repository.read_only {
         return Err(Error::new(ErrorKind::Forbidden, "repository.read_only is true, so nothing is archived")
             .with_hint("When this server is the one to go on with, set it to false and turn archiving on."));
     }
-    let data_directory = config.member.data_directory.as_ref().unwrap_or(&info.data_directory);
-    program::require_owner(data_directory)?;
-    program::require_cluster(data_directory, info.system_identifier)?;
     archive::require_archiving(config, info)?;
     let how = if info.archive_library.is_empty() { &info.archive_command } else { &info.archive_library };
     Ok(((), format!("wal_level {}, archive_mode {}, archiving by: {how}", info.wal_level, info.archive_mode)))

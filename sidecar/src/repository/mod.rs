@@ -32,6 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use fsio::Published;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The version of the layout that this program writes and reads.
@@ -79,6 +80,7 @@ impl Repository {
     pub fn open_or_create(config: &Config) -> Result<Self> {
         let repository = Self::at(config);
         repository.writable()?;
+        repository.require_user()?;
         if repository.read_head()?.is_none() {
             if !config.repository.create {
                 return Err(Error::new(
@@ -142,6 +144,22 @@ impl Repository {
             .with_hint("When this server is the one to go on with, set it to false and turn archiving on."));
         }
         Ok(())
+    }
+
+    /// The superuser can write into everybody's repository, and its files there would be in the way of the owner.
+    fn require_user(&self) -> Result<()> {
+        let owner = std::fs::metadata(&self.root).map_or(0, |meta| meta.uid());
+        if owner == 0 || !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Forbidden,
+            format!(
+                "the repository \"{}\" belongs to user id {owner}, and this process is the superuser",
+                self.root.display()
+            ),
+        )
+        .with_hint("Run this as the user that runs PostgreSQL, for example with \"runuser -u postgres --\"."))
     }
 
     /// True when the configuration says that this repository is only read.
