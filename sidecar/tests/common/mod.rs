@@ -336,6 +336,8 @@ pub fn flip(file: &Path) {
 
 /// kill -9 for a process and everything below it.
 pub fn kill9(child: &mut Child) {
+    // Stopped first: runuser may be about to start what is to be killed.
+    let _ = Command::new("kill").args(["-STOP", &child.id().to_string()]).stderr(Stdio::null()).status();
     for pid in descendants(child.id()) {
         let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
     }
