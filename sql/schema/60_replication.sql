@@ -8,10 +8,21 @@ UPDATE pg_catalog.pg_class toast SET relrewrite = toast.oid FROM pg_catalog.pg_c
  WHERE t.relnamespace OPERATOR(pg_catalog.=) 'strata'::pg_catalog.regnamespace AND t.relkind OPERATOR(pg_catalog.=) 'r'
    AND toast.oid OPERATOR(pg_catalog.=) t.reltoastrelid;
 
--- The first copy of a subscription is not decoded. A publisher's catalog must not get into a subscriber's own: triggers that fire
--- for replicated rows only drop them. Policies are left out: they name tables, not files, and belong to a dump.
+-- The first copy of a subscription is not decoded. A publisher's catalog must not get into a subscriber's own: a trigger drops what a
+-- subscription's worker writes there. The extension itself, which a worker calls when it changes a warm table, writes as role
+-- "origin", for which the trigger does not fire. Policies are left out: they name tables, not files, and belong to a dump.
 CREATE FUNCTION strata.drop_replicated() RETURNS trigger
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN NULL; END';
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (SELECT backend_type FROM pg_stat_get_activity(pg_backend_pid())) LIKE 'logical replication%' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    END IF;
+    RETURN NEW;
+END
+$$;
 COMMENT ON FUNCTION strata.drop_replicated() IS 'trigger: keeps the catalog of a publisher out of this one';
 
 CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.warm_table

@@ -36,6 +36,7 @@ pub mod index;
 pub mod modify;
 pub mod promote;
 pub mod promoter;
+pub mod replica;
 pub mod scan;
 pub mod ssi;
 pub mod storage;

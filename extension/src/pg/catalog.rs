@@ -333,9 +333,19 @@ pub fn insert_deletion(
 /// Runs `f` with the rights of the bootstrap superuser, who owns the catalog: for statements on schema `strata` whose
 /// text is a constant of this library, on behalf of users who hold no privilege on it.
 pub fn as_owner<R>(f: impl FnOnce() -> R) -> R {
+    struct Role(core::ffi::c_int);
+    impl Drop for Role {
+        fn drop(&mut self) {
+            // SAFETY: a plain variable of the backend.
+            unsafe { pg_sys::SessionReplicationRole = self.0 };
+        }
+    }
     let (mut user, mut context) = (Oid::INVALID, 0);
     // SAFETY: an ERROR ends the (sub)transaction, which restores the user as well.
     unsafe {
+        // In a subscription's worker the role is `replica`, for which the catalog's triggers drop what is written.
+        let _role = Role(pg_sys::SessionReplicationRole);
+        pg_sys::SessionReplicationRole = pg_sys::SESSION_REPLICATION_ROLE_ORIGIN as core::ffi::c_int;
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         pg_sys::SetUserIdAndSecContext(
             Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
