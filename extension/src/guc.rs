@@ -22,6 +22,10 @@ pub static ENABLE_PROMOTER: GucSetting<bool> = GucSetting::<bool>::new(true);
 pub static POLICY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
 /// `strata.swap_timeout`, seconds
 pub static SWAP_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(300);
+/// `strata.snapshot_wait`
+pub static SNAPSHOT_WAIT: GucSetting<i32> = GucSetting::<i32>::new(3000);
+/// `strata.consolidate_threshold`
+pub static CONSOLIDATE_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(0.1);
 /// `strata.fragment_rows`
 pub static FRAGMENT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000_000);
 
@@ -124,6 +128,26 @@ pub fn register() {
         86_400,
         GucContext::Userset,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"strata.snapshot_wait",
+        c"How long a move or a consolidation waits for older snapshots, so that what was committed just before goes into fragments too.",
+        c"",
+        &SNAPSHOT_WAIT,
+        0,
+        3_600_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_float_guc(
+        c"strata.consolidate_threshold",
+        c"The share of deleted rows from which on consolidation writes a fragment again without them.",
+        c"",
+        &CONSOLIDATE_THRESHOLD,
+        0.0,
+        1.0,
+        GucContext::Userset,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"strata.fragment_rows",

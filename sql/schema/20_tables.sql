@@ -18,12 +18,18 @@ CREATE TABLE strata.fragment (
     bytes        bigint NOT NULL,
     heap_bytes   bigint NOT NULL,
     created_at   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    created_lsn  pg_lsn NOT NULL DEFAULT pg_catalog.pg_current_wal_insert_lsn()
+    created_lsn  pg_lsn NOT NULL DEFAULT pg_catalog.pg_current_wal_insert_lsn(),
+    row_ids      bytea,
+    deleted      bytea,
+    deleted_rows bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX fragment_relid ON strata.fragment (relid, filenode, first_row_id);
 CREATE INDEX fragment_hash ON strata.fragment (hash);
 COMMENT ON TABLE strata.fragment IS 'Fragments of warm tables. A fragment belongs to one relation file (filenode) of its table and lives and dies with it.';
 COMMENT ON COLUMN strata.fragment.hash IS 'BLAKE3 of the file, in hexadecimal; the file is STORE/DATABASE_OID/<first two digits>/<hash>.frag';
+COMMENT ON COLUMN strata.fragment.filenode IS 'the relation file; 0 once the fragment was replaced by consolidation, until it is swept';
+COMMENT ON COLUMN strata.fragment.row_ids IS 'the row ids of its rows less first_row_id, as a Roaring bitmap in the portable format; null if they are consecutive';
+COMMENT ON COLUMN strata.fragment.deleted IS 'the row ids less first_row_id of rows that are deleted for every snapshot, as such a bitmap: marks of strata.deletion that consolidation has folded';
 COMMENT ON COLUMN strata.fragment.heap_bytes IS 'bytes that the rows took as heap pages with their index entries, estimated when they were moved';
 
 CREATE TABLE strata.deletion (

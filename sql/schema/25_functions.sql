@@ -15,6 +15,11 @@ CREATE FUNCTION strata.to_hot(partition regclass) RETURNS bigint
     LANGUAGE C STRICT VOLATILE AS 'MODULE_PATHNAME', 'strata_to_hot_wrapper';
 COMMENT ON FUNCTION strata.to_hot(regclass) IS 'moves a warm table or partition back to heap; returns its rows';
 
+CREATE FUNCTION strata.consolidate(partition regclass, OUT fragments_before bigint, OUT fragments_after bigint, OUT bytes_before bigint,
+        OUT bytes_after bigint, OUT rows_removed bigint, OUT rows_absorbed bigint) RETURNS SETOF record
+    LANGUAGE C STRICT VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'strata_consolidate_wrapper';
+COMMENT ON FUNCTION strata.consolidate(regclass) IS 'writes fragments of a warm table again that lost strata.consolidate_threshold of their rows, merges small ones and moves rows of the delta store into fragments, while the table is in use';
+
 CREATE FUNCTION strata.sweep(grace_seconds integer DEFAULT NULL) RETURNS bigint
     LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'strata_sweep_wrapper';
 COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs; returns the number of files. Without an argument, files younger than an hour stay, and where logs are archived those that the fragment log does not have yet; with one, only files younger than so many seconds stay';

@@ -13,7 +13,7 @@ SELECT c.oid::pg_catalog.regclass AS "table",
        strata.store_directory() || '/' || pg_catalog.left(f.hash, 2) || '/' || f.hash || '.frag' AS path,
        f.first_row_id,
        f.row_count AS rows,
-       (SELECT pg_catalog.count(*)
+       f.deleted_rows + (SELECT pg_catalog.count(*)
           FROM strata.deletion d
          WHERE d.relid = f.relid AND d.row_id >= f.first_row_id AND (f.next_row_id IS NULL OR d.row_id < f.next_row_id)
        ) AS deleted_rows,

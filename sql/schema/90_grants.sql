@@ -10,7 +10,7 @@ GRANT EXECUTE ON FUNCTION strata.store_directory(), strata.bound_text(text) TO s
 
 -- strata_operate: the tiers of the tables that the role owns, and the agent's jobs. Row security guards policy and job.
 GRANT EXECUTE ON FUNCTION
-    strata.to_warm(regclass), strata.to_hot(regclass),
+    strata.to_warm(regclass), strata.to_hot(regclass), strata.consolidate(regclass),
     strata.manage(regclass, interval, interval, integer, boolean), strata.unmanage(regclass, boolean),
     strata.table_name(regclass), strata.policy_key(regclass), strata.policy_now(regtype), strata.policy_cutoff(regtype, interval), strata.policy_bound(regtype, text),
     strata.policy_literal(regtype, timestamptz), strata.policy_ranges(regclass, regtype), strata.policy_grid(regclass, regtype, interval),

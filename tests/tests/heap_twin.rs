@@ -72,6 +72,7 @@ fn statement(r: &mut StdRng) -> String {
         13 => format!("DELETE FROM {{t}} WHERE k = {k} AND id BETWEEN {id} AND {id} + 60 RETURNING id"),
         14 => format!("SELECT * FROM {{t}} WHERE id BETWEEN {id} AND {id} + {span} ORDER BY id FOR UPDATE"),
         15 => format!("SELECT * FROM {{t}} WHERE k = {k} ORDER BY id"),
+        19 => format!("SELECT /* an index with entries of fragment rows */ id FROM {{t}} WHERE k + 1 = {k} ORDER BY id"),
         16 => "SELECT count(*), sum(id), sum(k), sum(length(v)) FROM {t}".to_owned(),
         17 => format!("SELECT * FROM {{t}} WHERE id = {id} FOR SHARE"),
         18 => format!(
@@ -95,7 +96,7 @@ fn random_workload(cluster: &Cluster, seed: u64) {
     let mut c = cluster.connect().unwrap();
     for t in ["w", "h"] {
         c.batch_execute(&format!(
-            "DROP TABLE IF EXISTS {t}; CREATE TABLE {t} (id int PRIMARY KEY, k int, v text); CREATE INDEX ON {t} (k);
+            "DROP TABLE IF EXISTS {t}; CREATE TABLE {t} (id int PRIMARY KEY, k int, v text); CREATE INDEX ON {t} (k); CREATE INDEX ON {t} ((k + 1));
              INSERT INTO {t} SELECT i, i % 20, 'v' || i FROM generate_series(1, 300) i"
         ))
         .unwrap();
@@ -141,14 +142,23 @@ fn random_workload(cluster: &Cluster, seed: u64) {
         if r.random_bool(0.2) {
             c.batch_execute("VACUUM w").unwrap();
         }
-        if r.random_bool(0.3) {
-            checks::rewarm(&mut c, "w").unwrap();
-        } else if r.random_bool(0.1) {
-            c.execute(
-                "SELECT strata.to_hot(c.oid) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = 'w'::regclass AND a.amname = 'warm'",
-                &[],
-            )
-            .unwrap();
+        let when_warm = |function: &str| {
+            format!("SELECT {function}(c.oid) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = 'w'::regclass AND a.amname = 'warm'")
+        };
+        match r.random_range(0..10) {
+            0 | 1 => {
+                checks::rewarm(&mut c, "w").unwrap();
+            }
+            2 => drop(c.execute(&when_warm("strata.to_hot"), &[]).unwrap()),
+            3..=6 => {
+                let (rows, threshold) = (r.random_range(40..400), r.random_range(0..5));
+                c.batch_execute(&format!(
+                    "SET strata.fragment_rows = {rows}; SET strata.consolidate_threshold = 0.{threshold}; {}",
+                    when_warm("strata.consolidate")
+                ))
+                .unwrap();
+            }
+            _ => {}
         }
         if let Err(error) = twin::assert_same(&mut c, "w", "h") {
             panic!("seed {seed}: {error:#}");

@@ -16,6 +16,8 @@ const HEAP_AS_WARM: &str = "
     CREATE SCHEMA strata;
     CREATE FUNCTION strata.to_warm(t regclass) RETURNS bigint LANGUAGE plpgsql AS $$
       DECLARE n bigint; BEGIN EXECUTE format('SELECT count(*) FROM %s', t) INTO n; RETURN n; END $$;
+    CREATE FUNCTION strata.consolidate(t regclass) RETURNS bigint LANGUAGE plpgsql AS $$
+      DECLARE n bigint; BEGIN EXECUTE format('SELECT count(*) FROM %s', t) INTO n; RETURN n; END $$;
     CREATE FUNCTION strata.to_hot(t regclass) RETURNS bigint LANGUAGE plpgsql AS $$
       DECLARE n bigint; BEGIN EXECUTE format('SELECT count(*) FROM %s', t) INTO n; RETURN n; END $$;";
 
@@ -105,7 +107,7 @@ fn every_spec_gives_on_warm_what_it_gives_on_heap() {
     }
 
     // Nobody else has a snapshot: a move leaves out rows that some snapshot does not see.
-    let options = Options::new().set("strata.policy_interval", "0").set("autovacuum", "off");
+    let options = Options::new().set("strata.policy_interval", "0").set("autovacuum", "off").set("strata.snapshot_wait", "100ms");
     let warm = Cluster::with(options).unwrap();
     if let Err(said) = tester(&warm, &input, &specs) {
         panic!("warm is not like heap:\n{said}");

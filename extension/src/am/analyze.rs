@@ -145,7 +145,7 @@ unsafe fn virtual_blocks(rel: Relation) -> Vec<(u64, u64)> {
     let Some(table) = (unsafe { fragments::of(rel) }) else { return Vec::new() };
     let mut blocks = Vec::new();
     for f in &table.list {
-        let (mut row, end) = (f.row.first_row_id, f.row.first_row_id + f.row.row_count);
+        let (mut row, end) = (f.row.first_row_id, f.end());
         while row < end {
             let next = ((row / tid::ROWS_PER_BLOCK + 1) * tid::ROWS_PER_BLOCK).min(end);
             blocks.push((row, next));

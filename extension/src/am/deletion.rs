@@ -1,11 +1,13 @@
 //! Deletion vectors: which fragment rows are gone, for whom.
 //!
 //! `strata.deletion` holds one row for each deleted fragment row. They are ordinary heap rows, so a deletion is visible to
-//! exactly the snapshots that see its transaction. A row may be named by two of them: by the transaction that promoted
+//! exactly the snapshots that see its transaction. Consolidation folds marks that every snapshot sees into a bitmap beside the
+//! fragment (`strata.fragment.deleted`); those are asked first. A row may be named by two of them: by the transaction that promoted
 //! it and, under REPEATABLE READ and above, by one that changed it later with a snapshot older than the promotion.
 
+use super::fragments::{self, TableFragments};
 use crate::pg::catalog::{self, Deletion, DeletionScan};
-use crate::pg::tid;
+use crate::pg::{compat, tid};
 use pgrx::pg_sys;
 use roaring::RoaringTreemap;
 
@@ -20,9 +22,34 @@ pub enum RowState {
     InProgress(pg_sys::TransactionId),
 }
 
+/// Whether the row is deleted for every snapshot and its mark is gone.
+///
+/// # Safety
+/// `rel` is open and locked.
+unsafe fn is_folded(rel: pg_sys::Relation, row_id: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { fragments::of(rel) }.is_some_and(|table| table.folded.contains(row_id))
+}
+
 /// The latest state of a fragment row, without waiting.
-pub fn latest(relid: pg_sys::Oid, row_id: u64) -> RowState {
+///
+/// # Safety
+/// `rel` is open and locked.
+pub unsafe fn latest(rel: pg_sys::Relation, row_id: u64) -> RowState {
     let Some(oids) = catalog::oids() else { return RowState::Live };
+    // SAFETY: the caller's promise.
+    let relid = unsafe { (*rel).rd_id };
+    // SAFETY: the caller's promise.
+    if unsafe { is_folded(rel, row_id) } {
+        return RowState::Promoted(Deletion {
+            row_id,
+            filenode: pg_sys::Oid::INVALID,
+            delta: catalog::nowhere(),
+            xmin: pg_sys::FrozenTransactionId,
+            own_command: None,
+            at: pg_sys::ItemPointerData::default(),
+        });
+    }
     let mut dirty = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
     let mut state = RowState::Live;
     // SAFETY: the snapshot outlives the scan. HeapTupleSatisfiesDirty sets xmin for a writer that has not ended.
@@ -48,8 +75,8 @@ pub fn latest(relid: pg_sys::Oid, row_id: u64) -> RowState {
 /// Whether `snapshot` (MVCC, self or dirty) sees the fragment row. A dirty snapshot gets the transaction to wait for.
 ///
 /// # Safety
-/// `snapshot` is valid.
-pub unsafe fn visible(relid: pg_sys::Oid, row_id: u64, snapshot: pg_sys::Snapshot) -> bool {
+/// `rel` is open and locked, `snapshot` is valid.
+pub unsafe fn visible(rel: pg_sys::Relation, row_id: u64, snapshot: pg_sys::Snapshot) -> bool {
     use pg_sys::SnapshotType as T;
     let Some(oids) = catalog::oids() else { return true };
     // SAFETY: the caller's promise.
@@ -61,7 +88,7 @@ pub unsafe fn visible(relid: pg_sys::Oid, row_id: u64, snapshot: pg_sys::Snapsho
                 (*snapshot).xmin = pg_sys::InvalidTransactionId;
                 (*snapshot).xmax = pg_sys::InvalidTransactionId;
                 (*snapshot).speculativeToken = 0;
-                match latest(relid, row_id) {
+                match latest(rel, row_id) {
                     RowState::Live => true,
                     RowState::Promoted(_) => false,
                     RowState::InProgress(xid) => {
@@ -70,30 +97,36 @@ pub unsafe fn visible(relid: pg_sys::Oid, row_id: u64, snapshot: pg_sys::Snapsho
                     }
                 }
             }
-            _ => DeletionScan::new(&oids, relid, Some(row_id), snapshot).next().is_none(),
+            _ => {
+                !is_folded(rel, row_id)
+                    && DeletionScan::new(&oids, (*rel).rd_id, Some(row_id), snapshot).next().is_none()
+            }
         }
     }
 }
 
-/// The row ids of `relid` that are deleted for `snapshot`.
+/// The fragment rows of `rel` that are deleted for `snapshot`.
 ///
 /// # Safety
-/// `snapshot` is valid; for SnapshotAny nothing is deleted.
-pub unsafe fn deleted(relid: pg_sys::Oid, snapshot: pg_sys::Snapshot) -> RoaringTreemap {
-    let mut rows = RoaringTreemap::new();
-    let Some(oids) = catalog::oids() else { return rows };
+/// `rel` is open and locked, `snapshot` is valid; for SnapshotAny nothing is deleted.
+pub unsafe fn deleted(rel: pg_sys::Relation, snapshot: pg_sys::Snapshot) -> RoaringTreemap {
     // SAFETY: the caller's promise.
     unsafe {
+        let (Some(oids), Some(table)) = (catalog::oids(), fragments::of(rel)) else { return RoaringTreemap::new() };
         if (*snapshot).snapshot_type == pg_sys::SnapshotType::SNAPSHOT_ANY {
-            return rows;
+            return RoaringTreemap::new();
         }
-        // Those of fragments that the table had in an earlier file have lower row ids.
-        let first = super::fragments::first_row_id(relid);
-        for deletion in DeletionScan::from(&oids, relid, first, snapshot) {
+        let mut rows = table.folded.clone();
+        for deletion in DeletionScan::from(&oids, (*rel).rd_id, first_row_id(&table), snapshot) {
             rows.insert(deletion.row_id);
         }
+        rows
     }
-    rows
+}
+
+/// Marks of fragments that the table had in an earlier file have lower row ids.
+pub fn first_row_id(table: &TableFragments) -> u64 {
+    table.list.first().map_or(0, |f| f.row.first_row_id)
 }
 
 /// The row ids of `rel` that are deleted for every snapshot there is.
@@ -101,14 +134,24 @@ pub unsafe fn deleted(relid: pg_sys::Oid, snapshot: pg_sys::Snapshot) -> Roaring
 /// # Safety
 /// `rel` is open.
 pub unsafe fn deleted_for_all(rel: pg_sys::Relation) -> RoaringTreemap {
-    let mut rows = RoaringTreemap::new();
+    // SAFETY: the caller's promise.
+    unsafe { deleted_before(rel, pg_sys::GetOldestNonRemovableTransactionId(rel)) }
+}
+
+/// The row ids of `rel` that were deleted by transactions before `horizon`.
+///
+/// # Safety
+/// `rel` is open; every snapshot sees transactions before the horizon as ended.
+pub unsafe fn deleted_before(rel: pg_sys::Relation, horizon: pg_sys::TransactionId) -> RoaringTreemap {
+    // SAFETY: the caller's promise.
+    let Some(table) = (unsafe { fragments::of(rel) }) else { return RoaringTreemap::new() };
+    let mut rows = table.folded.clone();
     let Some(oids) = catalog::oids() else { return rows };
     let mut own = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
     // SAFETY: the caller's promise; the snapshot outlives the scan.
     unsafe {
         let relid = (*rel).rd_id;
-        let horizon = pg_sys::GetOldestNonRemovableTransactionId(rel);
-        for d in DeletionScan::from(&oids, relid, super::fragments::first_row_id(relid), &raw mut own) {
+        for d in DeletionScan::from(&oids, relid, first_row_id(&table), &raw mut own) {
             if d.xmin == pg_sys::FrozenTransactionId || pg_sys::TransactionIdPrecedes(d.xmin, horizon) {
                 rows.insert(d.row_id);
             }
@@ -137,13 +180,14 @@ pub fn origins(relid: pg_sys::Oid, filenode: pg_sys::Oid, delta: &pg_sys::ItemPo
 /// The fragment row whose place was taken by the row at `delta` and which `snapshot` still sees.
 ///
 /// # Safety
-/// `snapshot` is valid.
+/// `rel` is open and locked, `snapshot` is valid.
 pub unsafe fn visible_origin(
-    relid: pg_sys::Oid,
-    filenode: pg_sys::Oid,
+    rel: pg_sys::Relation,
     delta: &pg_sys::ItemPointerData,
     snapshot: pg_sys::Snapshot,
 ) -> Option<u64> {
     // SAFETY: the caller's promise.
-    origins(relid, filenode, delta).into_iter().find(|row_id| unsafe { visible(relid, *row_id, snapshot) })
+    let (relid, filenode) = unsafe { ((*rel).rd_id, compat::filenode(rel)) };
+    // SAFETY: the caller's promise.
+    origins(relid, filenode, delta).into_iter().find(|row_id| unsafe { visible(rel, *row_id, snapshot) })
 }

@@ -95,9 +95,9 @@ pub unsafe extern "C-unwind" fn tuple_satisfies_snapshot(
     // SAFETY: the arguments are the executor's.
     unsafe {
         if let Some(row_id) = tid::row_id(&(*slot).tts_tid) {
-            return deletion::visible((*rel).rd_id, row_id, snapshot);
+            return deletion::visible(rel, row_id, snapshot);
         }
         guarded(|| heap().tuple_satisfies_snapshot.unwrap_unchecked()(rel, slot, snapshot))
-            || deletion::visible_origin((*rel).rd_id, compat::filenode(rel), &(*slot).tts_tid, snapshot).is_some()
+            || deletion::visible_origin(rel, &(*slot).tts_tid, snapshot).is_some()
     }
 }

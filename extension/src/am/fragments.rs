@@ -11,6 +11,7 @@ use crate::pg::catalog::{self, FragmentRow};
 use crate::pg::{compat, ext, guarded, tid};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
+use roaring::{RoaringBitmap, RoaringTreemap};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -37,6 +38,45 @@ pub struct TableFragment {
 }
 
 impl TableFragment {
+    /// The row id of the row at a position of the file.
+    #[inline]
+    pub fn row_id(&self, position: u64) -> u64 {
+        self.row.first_row_id
+            + match &self.row.row_ids {
+                None => position,
+                Some(ids) => u64::from(ids.select(position as u32).unwrap_or(0)),
+            }
+    }
+
+    /// The row ids of the rows at `n` positions from `position` on, if they are not consecutive.
+    pub fn sparse_row_ids(&self, position: u64, n: usize) -> Option<Vec<u64>> {
+        let ids = self.row.row_ids.as_ref()?;
+        let mut offsets = ids.iter();
+        if let Some(first) = ids.select(position as u32) {
+            offsets.advance_to(first);
+        }
+        Some(offsets.take(n).map(|offset| self.row.first_row_id + u64::from(offset)).collect())
+    }
+
+    /// The position of a row id in the file; None: it has no such row.
+    #[inline]
+    pub fn position(&self, row_id: u64) -> Option<u64> {
+        let offset = row_id.checked_sub(self.row.first_row_id)?;
+        match &self.row.row_ids {
+            None => (offset < self.row.row_count).then_some(offset),
+            Some(ids) => {
+                let offset = u32::try_from(offset).ok()?;
+                ids.contains(offset).then(|| ids.rank(offset) - 1)
+            }
+        }
+    }
+
+    /// The row id behind the last.
+    pub fn end(&self) -> u64 {
+        let last = self.row.row_ids.as_ref().and_then(RoaringBitmap::max);
+        self.row.first_row_id + last.map_or(self.row.row_count, |last| u64::from(last) + 1)
+    }
+
     /// The opened fragment; raises an ERROR that names it if it is missing or damaged.
     pub fn open(&self) -> Rc<Fragment> {
         let cached = OPEN.with_borrow_mut(|open| {
@@ -134,11 +174,13 @@ pub unsafe fn column_source(fragment: &Fragment, tupdesc: pg_sys::TupleDesc, i: 
     }
 }
 
-/// The fragments of one table, by first row id.
+/// The fragments of one table, by first row id; the row ids of one lie before those of the next.
 pub struct TableFragments {
     filenode: Oid,
     /// Its fragments.
     pub list: Vec<TableFragment>,
+    /// Rows that are deleted for every snapshot and have no mark any more.
+    pub folded: RoaringTreemap,
 }
 
 thread_local! {
@@ -188,17 +230,16 @@ pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
     let table = cached.unwrap_or_else(|| {
         let owner = STAND_IN.get().filter(|s| s.0 == relid).map_or(relid, |s| s.1);
         let rows = catalog::fragments(owner, filenode);
+        let folded = rows
+            .iter()
+            .flat_map(|r| r.deleted.iter().flatten().map(|offset| r.first_row_id + u64::from(offset)))
+            .collect();
         let list = rows.into_iter().map(|row| TableFragment { row, relid }).collect();
-        let table = Rc::new(TableFragments { filenode, list });
+        let table = Rc::new(TableFragments { filenode, list, folded });
         TABLES.with_borrow_mut(|t| t.insert(relid, table.clone()));
         table
     });
     (!table.list.is_empty()).then_some(table)
-}
-
-/// The lowest row id of the fragments of a table that this backend has looked at, else 0.
-pub fn first_row_id(relid: Oid) -> u64 {
-    TABLES.with_borrow(|t| t.get(&relid).and_then(|f| f.list.first()).map_or(0, |f| f.row.first_row_id))
 }
 
 /// Forgets what is known of a table (of all for InvalidOid); called for every relation-cache invalidation.
@@ -229,8 +270,7 @@ impl TableFragments {
     pub fn find(&self, row_id: u64) -> Option<(&TableFragment, u64)> {
         let i = self.list.partition_point(|f| f.row.first_row_id <= row_id).checked_sub(1)?;
         let f = &self.list[i];
-        let position = row_id - f.row.first_row_id;
-        (position < f.row.row_count).then_some((f, position))
+        f.position(row_id).map(|position| (f, position))
     }
 
     /// Stores a fragment row in `slot` (any kind but a virtual one) as a heap tuple with frozen xmin and its virtual TID.
@@ -301,7 +341,7 @@ impl TableFragments {
                 } else {
                     f.check(fragment.lookup(&columns, &wanted))
                 };
-                rows.extend(found.into_iter().map(|p| f.row.first_row_id + p));
+                rows.extend(found.into_iter().map(|p| f.row_id(p)));
             }
         }
         rows
@@ -350,7 +390,7 @@ pub unsafe fn fetch_visible(
 ) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        if !deletion::visible((*rel).rd_id, row_id, snapshot) {
+        if !deletion::visible(rel, row_id, snapshot) {
             pg_sys::ExecClearTuple(slot);
             return false;
         }

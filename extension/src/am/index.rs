@@ -135,7 +135,7 @@ pub unsafe fn for_each_row(
     unsafe {
         let Some(table) = fragments::of(rel) else { return };
         let deleted =
-            if snapshot.is_null() { deletion::deleted_for_all(rel) } else { deletion::deleted((*rel).rd_id, snapshot) };
+            if snapshot.is_null() { deletion::deleted_for_all(rel) } else { deletion::deleted(rel, snapshot) };
         for tf in &table.list {
             for_each_row_of(rel, tf, &deleted, slot, &mut f);
         }
@@ -177,8 +177,10 @@ pub unsafe fn for_each_row_of(
                     ColumnSource::Missing(..) => None,
                 })
                 .collect();
+            let first_row_id = tf.row_id(block.first_row);
+            let row_ids = tf.sparse_row_ids(block.first_row, block.rows as usize);
             for i in 0..block.rows as usize {
-                let row_id = tf.row.first_row_id + block.first_row + i as u64;
+                let row_id = row_ids.as_ref().map_or(first_row_id + i as u64, |ids| ids[i]);
                 if deleted.contains(row_id) {
                     continue;
                 }
@@ -272,7 +274,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
                 return;
             }
             kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
-            let alive = deletion_is_open((*rel).rd_id, &at);
+            let alive = deletion_is_open(rel, &at);
             guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
             rows += 1.0;
         });
@@ -285,8 +287,9 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
 }
 
 /// Whether the row counts for uniqueness while an index is built.
-fn deletion_is_open(relid: Oid, at: &ItemPointerData) -> bool {
-    tid::row_id(at).is_none_or(|row| !matches!(deletion::latest(relid, row), deletion::RowState::Promoted(_)))
+unsafe fn deletion_is_open(rel: Relation, at: &ItemPointerData) -> bool {
+    // SAFETY: `rel` is open and locked.
+    tid::row_id(at).is_none_or(|row| !matches!(unsafe { deletion::latest(rel, row) }, deletion::RowState::Promoted(_)))
 }
 
 /// CREATE INDEX CONCURRENTLY: the build phase has all fragment rows there were; a move needs an exclusive lock, so there are

@@ -109,7 +109,7 @@ fn policy(wait: bool) -> LockWaitPolicy::Type {
 unsafe fn row_crosscheck(rel: Relation, row_id: u64, crosscheck: Snapshot) -> Snapshot {
     // SAFETY: the caller's snapshot is valid or null.
     unsafe {
-        if !crosscheck.is_null() && deletion::visible((*rel).rd_id, row_id, crosscheck) {
+        if !crosscheck.is_null() && deletion::visible(rel, row_id, crosscheck) {
             std::ptr::null_mut()
         } else {
             crosscheck
@@ -125,13 +125,12 @@ unsafe fn delta_crosscheck(rel: Relation, at: ItemPointer, crosscheck: Snapshot)
         if !promote::has_transaction_snapshot() {
             return (crosscheck, None);
         }
-        let (relid, file) = ((*rel).rd_id, compat::filenode(rel));
-        let crosscheck = if !crosscheck.is_null() && deletion::visible_origin(relid, file, &*at, crosscheck).is_some() {
+        let crosscheck = if !crosscheck.is_null() && deletion::visible_origin(rel, &*at, crosscheck).is_some() {
             std::ptr::null_mut()
         } else {
             crosscheck
         };
-        (crosscheck, deletion::visible_origin(relid, file, &*at, GetTransactionSnapshot()))
+        (crosscheck, deletion::visible_origin(rel, &*at, GetTransactionSnapshot()))
     }
 }
 

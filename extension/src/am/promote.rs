@@ -129,7 +129,7 @@ pub unsafe fn target(
     unsafe {
         let relid = (*rel).rd_id;
         loop {
-            match deletion::latest(relid, row_id) {
+            match deletion::latest(rel, row_id) {
                 RowState::Promoted(d) => {
                     if !d.is_promotion() {
                         return d.own_command.map_or(Outcome::Deleted(d.xmin), Outcome::DeletedByMe);
@@ -166,7 +166,7 @@ pub unsafe fn target(
                     }
                     let mut at = tid::from_row_id(row_id);
                     pg_sys::LockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
-                    if matches!(deletion::latest(relid, row_id), RowState::Live) {
+                    if matches!(deletion::latest(rel, row_id), RowState::Live) {
                         promote(rel, row_id, cid);
                         // The heap operation that follows is command cid + 1; the next command has to come after it.
                         pg_sys::GetCurrentCommandId(true);
@@ -243,7 +243,7 @@ pub unsafe fn delete(
         let mut at = tid::from_row_id(row_id);
         loop {
             pg_sys::LockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
-            let state = deletion::latest(relid, row_id);
+            let state = deletion::latest(rel, row_id);
             if matches!(state, RowState::Live) {
                 pg_sys::GetCurrentCommandId(true);
                 catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &catalog::nowhere(), cid, false);
@@ -335,7 +335,7 @@ pub unsafe fn mark_superseded(
         }
         let snapshot = pg_sys::GetTransactionSnapshot();
         if let Some(oids) = catalog::oids()
-            && deletion::visible((*rel).rd_id, row_id, snapshot)
+            && deletion::visible(rel, row_id, snapshot)
         {
             catalog::insert_deletion(&oids, (*rel).rd_id, row_id, compat::filenode(rel), delta, cid, false);
         }

@@ -423,7 +423,7 @@ unsafe fn promote_one(relid: Oid, row_id: u64) -> Option<pg_sys::TransactionId> 
         pg_sys::SetUserIdAndSecContext((*(*rel.0).rd_rel).relowner, pg_sys::SECURITY_RESTRICTED_OPERATION as i32);
         let mut at = tid::from_row_id(row_id);
         pg_sys::LockTuple(rel.0, &mut at, pg_sys::ExclusiveLock as i32);
-        let state = deletion::latest(relid, row_id);
+        let state = deletion::latest(rel.0, row_id);
         let waiting = match state {
             RowState::Live => {
                 promote::promote(rel.0, row_id, pg_sys::GetCurrentCommandId(true));

@@ -138,7 +138,7 @@ impl FragmentRows {
         unsafe {
             self.table = fragments::of(rel);
             if self.table.is_some() {
-                self.deleted = deletion::deleted((*rel).rd_id, snapshot);
+                self.deleted = deletion::deleted(rel, snapshot);
                 ssi::read_table(rel, snapshot);
             }
         }
@@ -171,14 +171,14 @@ impl FragmentRows {
                 let Some((position, tf)) = self.step(&table, forward, claim) else { return false };
                 if let Some(range) = &self.range {
                     let first = tf.open().blocks()[position.block].first_row;
-                    if !range.contains(&(tf.row.first_row_id + first + position.row as u64)) {
+                    if !range.contains(&tf.row_id(first + position.row as u64)) {
                         continue;
                     }
                 }
                 // A rewrite reads with the descriptor from before the change: the slot's, not the relation's.
                 let fragment = self.block_at((*slot).tts_tupleDescriptor, tf, position);
                 let first = fragment.file.blocks()[position.block].first_row;
-                let row_id = tf.row.first_row_id + first + position.row as u64;
+                let row_id = tf.row_id(first + position.row as u64);
                 if self.deleted.contains(row_id) {
                     continue;
                 }
@@ -191,7 +191,7 @@ impl FragmentRows {
 
     /// Whether no row of a fragment is in the range that is asked for.
     fn is_outside(&self, tf: &TableFragment) -> bool {
-        let (first, end) = (tf.row.first_row_id, tf.row.first_row_id + tf.row.row_count);
+        let (first, end) = (tf.row.first_row_id, tf.end());
         self.range.as_ref().is_some_and(|r| r.end <= first || end <= r.start)
     }
 

@@ -49,7 +49,7 @@ unsafe fn check_writers(rel: pg_sys::Relation, oids: &catalog::Oids, row_id: Opt
         let relid = (*rel).rd_id;
         let changed: Vec<_> = catalog::DeletionScan::new(oids, relid, row_id, &raw mut dirty).collect();
         for d in changed {
-            if d.own_command.is_none() && deletion::visible(relid, d.row_id, snapshot) {
+            if d.own_command.is_none() && deletion::visible(rel, d.row_id, snapshot) {
                 // Whoever promoted the row in a transaction of its own is not serializable, and does not count.
                 conflict_out_with(rel, d.xmin, snapshot);
                 if d.is_promotion() {

@@ -13,6 +13,7 @@ use crate::pg::{OpenRelation, catalog, compat, ext, guarded};
 use crate::tier::writer;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
+use roaring::RoaringTreemap;
 
 pub unsafe extern "C-unwind" fn relation_toast_am(_rel: Relation) -> Oid {
     HEAP_TABLE_AM_OID
@@ -111,10 +112,9 @@ pub unsafe extern "C-unwind" fn relation_copy_for_cluster(
             catalog::copy_file((*old).rd_id, compat::filenode(old), file);
             // The catalog forgets values of attributes that were added later: from now on every row has them itself.
             for f in table.list.iter().filter(|f| f.relies_on_catalog((*old).rd_att)) {
-                let heap_bytes = catalog::replace_fragment((*old).rd_id, file, &f.row.hash);
-                for row in writer::rewrite(old, f) {
-                    let share = u128::from(heap_bytes) * u128::from(row.row_count) / u128::from(f.row.row_count.max(1));
-                    catalog::record_fragment((*old).rd_id, file, &row, share as u64);
+                catalog::remove_fragment((*old).rd_id, file, f.row.first_row_id);
+                for row in writer::rewrite(old, &[f], &table.folded, &RoaringTreemap::new()) {
+                    catalog::record_fragment((*old).rd_id, file, &row);
                 }
             }
             *tuples += table.rows() as f64;

@@ -73,7 +73,7 @@ unsafe fn live_rows(rel: Relation, table: &TableFragments, attnums: &[i16], valu
         let mut rows = table.lookup(rel, attnums, values);
         rows.retain(|row_id| {
             loop {
-                match deletion::latest((*rel).rd_id, *row_id) {
+                match deletion::latest(rel, *row_id) {
                     RowState::Live => return true,
                     RowState::Promoted(_) => return false,
                     RowState::InProgress(xid) => {

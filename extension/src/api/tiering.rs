@@ -1,4 +1,4 @@
-//! `strata.to_warm`, `strata.to_hot`, `strata.sweep`, `strata.store_directory`.
+//! `strata.to_warm`, `strata.to_hot`, `strata.consolidate`, `strata.sweep`, `strata.store_directory`.
 
 use crate::tier;
 use pgrx::pg_sys;
@@ -14,6 +14,33 @@ fn strata_to_warm(partition: pg_sys::Oid) -> i64 {
 #[pg_extern(sql = false)]
 fn strata_to_hot(partition: pg_sys::Oid) -> i64 {
     tier::to_hot::to_hot(partition)
+}
+
+/// Writes fragments again without their deleted rows, merges small ones and absorbs the delta store.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn strata_consolidate(
+    partition: pg_sys::Oid,
+) -> TableIterator<
+    'static,
+    (
+        name!(fragments_before, i64),
+        name!(fragments_after, i64),
+        name!(bytes_before, i64),
+        name!(bytes_after, i64),
+        name!(rows_removed, i64),
+        name!(rows_absorbed, i64),
+    ),
+> {
+    let r = tier::consolidate::consolidate(partition);
+    TableIterator::once((
+        r.fragments.0 as i64,
+        r.fragments.1 as i64,
+        r.bytes.0 as i64,
+        r.bytes.1 as i64,
+        r.rows_removed as i64,
+        r.rows_absorbed as i64,
+    ))
 }
 
 /// Removes what no table needs any more; returns the number of fragment files.

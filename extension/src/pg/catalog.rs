@@ -6,6 +6,7 @@
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
+use roaring::{RoaringBitmap, RoaringTreemap};
 use std::cell::Cell;
 use std::ptr::null_mut;
 
@@ -78,6 +79,12 @@ pub struct FragmentRow {
     pub row_count: u64,
     /// Size of the file.
     pub bytes: u64,
+    /// What its rows took as heap pages with their index entries.
+    pub heap_bytes: u64,
+    /// The row ids less the first, if they are not consecutive.
+    pub row_ids: Option<RoaringBitmap>,
+    /// The row ids less the first of rows that are deleted for every snapshot.
+    pub deleted: Option<RoaringBitmap>,
 }
 
 /// An index scan of a catalog table: the system-table scan, closed on drop.
@@ -165,8 +172,8 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
         let keys = [(2, pg_sys::F_OIDEQ, Datum::from(relid)), (3, pg_sys::F_OIDEQ, Datum::from(filenode))];
         let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &keys, null_mut());
         while let Some(tuple) = scan.next() {
-            let mut values = [Datum::null(); 10];
-            let mut nulls = [false; 10];
+            let mut values = [Datum::null(); 13];
+            let mut nulls = [false; 13];
             pg_sys::heap_deform_tuple(tuple, scan.tupdesc(), values.as_mut_ptr(), nulls.as_mut_ptr());
             let text = pg_sys::text_to_cstring(values[3].cast_mut_ptr());
             rows.push(FragmentRow {
@@ -174,11 +181,40 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
                 first_row_id: values[4].value() as u64,
                 row_count: values[5].value() as u64,
                 bytes: values[6].value() as u64,
+                heap_bytes: values[7].value() as u64,
+                row_ids: bitmap(values[10], nulls[10]),
+                deleted: bitmap(values[11], nulls[11]),
             });
         }
     }
     rows.sort_by_key(|r| r.first_row_id);
     rows
+}
+
+/// A Roaring bitmap in the portable format.
+unsafe fn bitmap(value: Datum, is_null: bool) -> Option<RoaringBitmap> {
+    if is_null {
+        return None;
+    }
+    // SAFETY: the column is of type bytea.
+    let bytes: &[u8] = unsafe {
+        let bytes = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
+        pgrx::varlena::varlena_to_byte_slice(bytes)
+    };
+    match RoaringBitmap::deserialize_from(bytes) {
+        Ok(rows) => Some(rows),
+        Err(e) => pgrx::error!("a bitmap in strata.fragment is damaged: {e}"),
+    }
+}
+
+/// [`bitmap`] the other way.
+fn bitmap_bytes(rows: Option<&RoaringBitmap>) -> Option<Vec<u8>> {
+    rows.map(|rows| {
+        let mut bytes = Vec::with_capacity(rows.serialized_size());
+        // Writing to memory does not fail.
+        let _ = rows.serialize_into(&mut bytes);
+        bytes
+    })
 }
 
 /// A row of `strata.deletion` with what its tuple says of its writer.
@@ -194,6 +230,8 @@ pub struct Deletion {
     pub xmin: pg_sys::TransactionId,
     /// The command that wrote it, if the current transaction did.
     pub own_command: Option<pg_sys::CommandId>,
+    /// Its place in `strata.deletion`.
+    pub at: pg_sys::ItemPointerData,
 }
 
 /// What stands in `strata.deletion.delta` for a row that was deleted, not promoted: no delta row has a virtual TID. (The
@@ -276,6 +314,7 @@ impl Iterator for DeletionScan {
                 delta: *values[3].cast_mut_ptr::<pg_sys::ItemPointerData>(),
                 xmin,
                 own_command: own.then(|| pg_sys::HeapTupleHeaderGetCmin(header)),
+                at: (*tuple).t_self,
             })
         }
     }
@@ -370,8 +409,8 @@ pub fn execute(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Option<i64> {
 /// Records the fragments of one file of a table for another file of it.
 pub fn copy_file(relid: Oid, from: Oid, to: Oid) {
     execute(
-        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn) \
-         SELECT relid, $3, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn \
+        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn, row_ids, deleted, deleted_rows) \
+         SELECT relid, $3, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn, row_ids, deleted, deleted_rows \
          FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 ORDER BY first_row_id",
         &[relid.into(), from.into(), to.into()],
     );
@@ -385,14 +424,64 @@ pub fn forget_file(relid: Oid, filenode: Oid) {
     );
 }
 
-/// Removes a fragment of a file from the catalog, to be replaced; returns what its rows took in the heap.
-pub fn replace_fragment(relid: Oid, filenode: Oid, hash: &str) -> u64 {
+/// Removes the fragment of a file that begins at `first_row_id`: it was replaced in a file that nobody else knows.
+pub fn remove_fragment(relid: Oid, filenode: Oid, first_row_id: u64) {
     execute(
         "DELETE FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 \
-         AND hash OPERATOR(pg_catalog.=) $3 RETURNING heap_bytes",
-        &[relid.into(), filenode.into(), hash.into()],
-    )
-    .unwrap_or(0) as u64
+         AND first_row_id OPERATOR(pg_catalog.=) $3",
+        &[relid.into(), filenode.into(), (first_row_id as i64).into()],
+    );
+}
+
+/// Takes the fragment of a file that begins at `first_row_id` out of use; its row stays for the sweeper.
+pub fn retire_fragment(relid: Oid, filenode: Oid, first_row_id: u64) {
+    execute(
+        "UPDATE strata.fragment SET filenode = 0 WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 \
+         AND first_row_id OPERATOR(pg_catalog.=) $3",
+        &[relid.into(), filenode.into(), (first_row_id as i64).into()],
+    );
+}
+
+/// Records which rows of a fragment are deleted for every snapshot.
+pub fn fold_deletions(relid: Oid, filenode: Oid, first_row_id: u64, deleted: &RoaringBitmap) {
+    execute(
+        "UPDATE strata.fragment SET deleted = $4, deleted_rows = $5 WHERE relid OPERATOR(pg_catalog.=) $1 \
+         AND filenode OPERATOR(pg_catalog.=) $2 AND first_row_id OPERATOR(pg_catalog.=) $3",
+        &[
+            relid.into(),
+            filenode.into(),
+            (first_row_id as i64).into(),
+            bitmap_bytes(Some(deleted)).into(),
+            (deleted.len() as i64).into(),
+        ],
+    );
+}
+
+/// Removes the marks of rows in `rows` that were made before `horizon`. Other transactions see them until this one commits.
+///
+/// # Safety
+/// A transaction is in progress that holds SHARE UPDATE EXCLUSIVE on the table.
+pub unsafe fn remove_marks(relid: Oid, rows: &RoaringTreemap, horizon: pg_sys::TransactionId) -> u64 {
+    let (Some(oids), Some(first)) = (oids(), rows.min()) else { return 0 };
+    let mut own = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+    let mut removed = 0;
+    // SAFETY: the caller's promise; the snapshot outlives the scan; nobody else changes marks of fragments in use.
+    unsafe {
+        let table = pg_sys::table_open(oids.deletion, pg_sys::RowExclusiveLock as i32);
+        let mut scan = DeletionScan::from(&oids, relid, first, &raw mut own);
+        while let Some(mark) = scan.next() {
+            pgrx::check_for_interrupts!();
+            let old = mark.xmin == pg_sys::FrozenTransactionId || pg_sys::TransactionIdPrecedes(mark.xmin, horizon);
+            if old && rows.contains(mark.row_id) {
+                let mut at = mark.at;
+                pg_sys::simple_heap_delete(table, &mut at);
+                removed += 1;
+            }
+        }
+        drop(scan);
+        pg_sys::table_close(table, pg_sys::NoLock as i32);
+    }
+    removed
 }
 
 /// Reserves `rows` row ids of a table; returns the first.
@@ -407,10 +496,10 @@ pub fn reserve_row_ids(relid: Oid, rows: u64) -> u64 {
 }
 
 /// Records a fragment of a table's file.
-pub fn record_fragment(relid: Oid, filenode: Oid, row: &FragmentRow, heap_bytes: u64) {
+pub fn record_fragment(relid: Oid, filenode: Oid, row: &FragmentRow) {
     execute(
-        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes, row_ids, deleted, deleted_rows) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         &[
             relid.into(),
             filenode.into(),
@@ -418,7 +507,10 @@ pub fn record_fragment(relid: Oid, filenode: Oid, row: &FragmentRow, heap_bytes:
             (row.first_row_id as i64).into(),
             (row.row_count as i64).into(),
             (row.bytes as i64).into(),
-            (heap_bytes as i64).into(),
+            (row.heap_bytes as i64).into(),
+            bitmap_bytes(row.row_ids.as_ref()).into(),
+            bitmap_bytes(row.deleted.as_ref()).into(),
+            (row.deleted.as_ref().map_or(0, RoaringBitmap::len) as i64).into(),
         ],
     );
 }

@@ -12,6 +12,10 @@ pub const MOVE_FRAGMENT_WRITTEN: &str = "move:fragment_written";
 pub const MOVE_BEFORE_SWAP: &str = "move:before_swap";
 /// The swap is done, the transaction is not committed.
 pub const MOVE_BEFORE_COMMIT: &str = "move:before_commit";
+/// The consolidation has written its files and waits for its exclusive lock next.
+pub const CONSOLIDATE_BEFORE_SWAP: &str = "consolidate:before_swap";
+/// The consolidation is done, the transaction is not committed.
+pub const CONSOLIDATE_BEFORE_COMMIT: &str = "consolidate:before_commit";
 /// The delta store has the row, the deletion vector does not have it yet.
 pub const PROMOTE_INSERTED: &str = "promote:inserted";
 /// The deletion vector has the row, the indexes do not know it yet.

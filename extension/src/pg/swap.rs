@@ -249,9 +249,7 @@ unsafe fn set_size(transient: Oid, rows: f64) {
 
 unsafe fn copy_of_row(cache: i32, oid: Oid) -> HeapTuple {
     // SAFETY: a cache look-up by OID.
-    let tuple = unsafe {
-        SearchSysCacheCopy(cache, Datum::from(oid), Datum::null(), Datum::null(), Datum::null())
-    };
+    let tuple = unsafe { SearchSysCacheCopy(cache, Datum::from(oid), Datum::null(), Datum::null(), Datum::null()) };
     if tuple.is_null() {
         let what: String = format!("cache lookup failed for relation {}", oid.to_u32());
         pgrx::error!("{what}");

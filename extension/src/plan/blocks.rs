@@ -54,7 +54,6 @@ pub struct OpenFragment {
     pub file: Rc<Fragment>,
     /// Where the table's attributes are.
     pub sources: Vec<ColumnSource>,
-    first_row_id: u64,
     tests: Vec<(Place, Test)>,
     /// A test could not be put to this fragment's columns: the rows must be checked against all clauses.
     recheck: bool,
@@ -105,7 +104,9 @@ pub struct Batch {
     /// The block's number in it.
     pub block: usize,
     /// Row id of the block's first row.
-    pub first_row_id: u64,
+    first_row_id: u64,
+    /// The row ids of the block's rows, if they are not consecutive.
+    row_ids: Option<Vec<u64>>,
     /// The number of rows in the block.
     pub rows: u32,
     /// The rows that are left.
@@ -199,7 +200,6 @@ impl BlockScan {
         let sources = unsafe { tf.columns(&file, self.tupdesc) };
         let mut open = OpenFragment {
             number,
-            first_row_id: tf.row.first_row_id,
             tests: Vec::with_capacity(self.tests.len()),
             recheck: false,
             pruned: false,
@@ -225,7 +225,8 @@ impl BlockScan {
     /// The rows of a block that are left; None: none.
     fn block(&mut self, fragment: Rc<OpenFragment>, block: usize) -> Option<Batch> {
         let info = fragment.file.blocks()[block];
-        let first_row_id = fragment.first_row_id + info.first_row;
+        let tf = &self.table.list[fragment.number];
+        let first_row_id = tf.row_id(info.first_row);
         let mut open_tests: Vec<(Place, Test)> = Vec::new();
         for (place, test) in &fragment.tests {
             match test.verdict(fragment.file.zone(block, place.column)) {
@@ -239,13 +240,20 @@ impl BlockScan {
         }
         self.stats.blocks_read += 1;
         let mut mask: Option<Vec<bool>> = None;
-        let end = first_row_id + u64::from(info.rows);
+        let row_ids = tf.sparse_row_ids(info.first_row, info.rows as usize);
+        let end = row_ids.as_ref().and_then(|ids| ids.last()).unwrap_or(&(first_row_id + u64::from(info.rows) - 1)) + 1;
         if self.deleted.range_cardinality(first_row_id..end) > 0 {
             let mask = mask.get_or_insert_with(|| vec![true; info.rows as usize]);
             let mut deleted = self.deleted.iter();
             deleted.advance_to(first_row_id);
             for row_id in deleted.take_while(|row_id| *row_id < end) {
-                mask[(row_id - first_row_id) as usize] = false;
+                let at = match &row_ids {
+                    None => Some((row_id - first_row_id) as usize),
+                    Some(ids) => ids.binary_search(&row_id).ok(),
+                };
+                if let Some(at) = at {
+                    mask[at] = false;
+                }
             }
         }
         let attributes = fragment.sources.len();
@@ -254,6 +262,7 @@ impl BlockScan {
             fragment,
             block,
             first_row_id,
+            row_ids,
             rows: info.rows,
             selection: Selection::All(info.rows),
             columns: vec![None; attributes],
@@ -306,6 +315,15 @@ impl BlockScan {
 }
 
 impl Batch {
+    /// The row id of a row of the block.
+    #[inline]
+    pub fn row_id(&self, row: usize) -> u64 {
+        match &self.row_ids {
+            None => self.first_row_id + row as u64,
+            Some(ids) => ids[row],
+        }
+    }
+
     fn dictionary(&mut self, table: &TableFragments, attribute: usize) -> Option<Rc<Dictionary>> {
         if let Some(known) = &self.dictionaries[attribute] {
             return known.clone();

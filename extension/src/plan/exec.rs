@@ -287,7 +287,7 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
         } else if let Some(table) = table {
             let deleted = scan.deleted.take().unwrap_or_else(|| {
                 ssi::read_table(rel, snapshot);
-                deletion::deleted((*rel).rd_id, snapshot)
+                deletion::deleted(rel, snapshot)
             });
             let shared = (*state).shared.as_ref();
             shared.inspect(|s| s.agree(&table));

@@ -185,10 +185,10 @@ impl FragmentKeys {
             } else {
                 tf.check(fragment.lookup(&columns, &values))
             };
-            found.extend(rows.into_iter().map(|p| tf.row.first_row_id + p));
+            found.extend(rows.into_iter().map(|p| tf.row_id(p)));
         }
         // SAFETY: the caller's promise.
-        let deleted = (found.len() >= MANY_ROWS).then(|| unsafe { deletion::deleted((*rel).rd_id, snapshot) });
+        let deleted = (found.len() >= MANY_ROWS).then(|| unsafe { deletion::deleted(rel, snapshot) });
         Self { table, found: found.into_iter(), deleted, sources: None, context }
     }
 
@@ -208,7 +208,7 @@ impl FragmentKeys {
             for row_id in self.found.by_ref() {
                 let visible = match &self.deleted {
                     Some(deleted) => !deleted.contains(row_id),
-                    None => deletion::visible((*rel).rd_id, row_id, snapshot),
+                    None => deletion::visible(rel, row_id, snapshot),
                 };
                 if !visible {
                     continue;

@@ -100,7 +100,7 @@ impl Rows {
             let i = self.next;
             self.next += 1;
             let batch = self.batch.as_ref()?;
-            let row_id = batch.first_row_id + batch.selection.row(self.start + i) as u64;
+            let row_id = batch.row_id(batch.selection.row(self.start + i));
             if (*slot).tts_flags & pg_sys::TTS_FLAG_SHOULDFREE as u16 != 0 {
                 pg_sys::ExecClearTuple(slot);
             }

@@ -11,9 +11,6 @@ use crate::pg::{compat, ext, guarded, tid};
 use pgrx::pg_sys::*;
 use std::string::String;
 
-/// How long a move waits for older snapshots.
-const HORIZON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
-
 /// Refuses what cannot be moved, with a clear error.
 pub fn check(relid: Oid) {
     let wrong = |message: String, hint: &str| StrataError::WrongObject { message, hint: hint.to_owned() }.raise();
@@ -59,7 +56,8 @@ pub fn tag(at: &ItemPointerData) -> u64 {
 /// # Safety
 /// `rel` is open; a snapshot is active.
 pub unsafe fn wait_for_horizon(rel: Relation) -> TransactionId {
-    let end = std::time::Instant::now() + HORIZON_PATIENCE;
+    let patience = guc::SNAPSHOT_WAIT.get().max(0) as u64;
+    let end = std::time::Instant::now() + std::time::Duration::from_millis(patience);
     // SAFETY: `rel` is open; a snapshot is active while a statement runs.
     unsafe {
         let wanted = (*GetActiveSnapshot()).xmin;
@@ -156,7 +154,6 @@ pub unsafe fn lock_for_swap(relid: Oid) {
     StrataError::SwapTimeout { relid, seconds }.raise()
 }
 
-
 /// Copies old tuples into a new table as CLUSTER does, with their xmin and xmax.
 pub struct Rewrite {
     state: ext::RewriteState,
@@ -177,9 +174,7 @@ impl Rewrite {
             let form = &*(*old).rd_rel;
             let natts = (*(*old).rd_att).natts as usize;
             Self {
-                state: guarded(|| {
-                    ext::begin_heap_rewrite(old, new, oldest_xmin, form.relfrozenxid, form.relminmxid)
-                }),
+                state: guarded(|| ext::begin_heap_rewrite(old, new, oldest_xmin, form.relfrozenxid, form.relminmxid)),
                 old: (*old).rd_att,
                 new: (*new).rd_att,
                 values: vec![Datum::null(); natts],

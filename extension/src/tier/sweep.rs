@@ -30,10 +30,10 @@ pub fn sweep(grace: Option<Duration>) -> i64 {
         // SAFETY: a plain variable of the backend.
         &[grace.is_some().into(), unsafe { pgrx::pg_sys::MyDatabaseId }.into()],
     );
+    // Row ids only grow: marks of files that are gone lie below those of the files that there are.
     catalog::execute(
         "DELETE FROM strata.deletion AS d WHERE NOT EXISTS (SELECT FROM strata.fragment AS f \
-         WHERE f.relid OPERATOR(pg_catalog.=) d.relid AND d.row_id OPERATOR(pg_catalog.>=) f.first_row_id \
-         AND d.row_id OPERATOR(pg_catalog.<) (f.first_row_id OPERATOR(pg_catalog.+) f.row_count))",
+         WHERE f.relid OPERATOR(pg_catalog.=) d.relid AND d.row_id OPERATOR(pg_catalog.>=) f.first_row_id)",
         &[],
     );
     let mut named = HashSet::new();

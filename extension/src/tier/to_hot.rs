@@ -215,7 +215,7 @@ unsafe fn marks(rel: Relation, oldest_xmin: TransactionId) -> Marks {
         let relid = (*rel).rd_id;
         let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
         let mut now = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
-        let first = fragments::first_row_id(relid);
+        let first = fragments::of(rel).map_or(0, |table| crate::am::deletion::first_row_id(&table));
         for mark in DeletionScan::from(&oids, relid, first, &raw mut now) {
             if mark.own_command.is_none()
                 && (mark.xmin == FrozenTransactionId || TransactionIdPrecedes(mark.xmin, oldest_xmin))
@@ -357,7 +357,8 @@ unsafe fn is_deleted(rel: Relation, at: &ItemPointerData) -> bool {
         }
         let header = tuple.t_data;
         let mask = u32::from((*header).t_infomask);
-        let kept = mask & HEAP_XMAX_INVALID != 0 || mask & HEAP_XMAX_LOCK_ONLY != 0 || tag(&(*header).t_ctid) != tag(at);
+        let kept =
+            mask & HEAP_XMAX_INVALID != 0 || mask & HEAP_XMAX_LOCK_ONLY != 0 || tag(&(*header).t_ctid) != tag(at);
         let deleted = !kept && {
             let xid = if mask & HEAP_XMAX_IS_MULTI != 0 {
                 HeapTupleGetUpdateXid(header)

@@ -71,8 +71,8 @@ pub fn to_warm(relid: Oid) -> i64 {
 }
 
 /// What step 1 has done.
-struct Copied {
-    finished: Vec<writer::Finished>,
+pub(super) struct Copied {
+    pub(super) finished: Vec<writer::Finished>,
     /// Rows are in fragments if their xmin precedes this.
     horizon: TransactionId,
     /// Pages whose LSN is not beyond this have not changed since.
@@ -84,7 +84,7 @@ struct Copied {
 }
 
 /// Step 1: reads the heap and writes the fragments.
-unsafe fn copy(rel: Relation) -> Copied {
+pub(super) unsafe fn copy(rel: Relation) -> Copied {
     // SAFETY: `rel` is open; each page is pinned and share-locked while its tuples are looked at and copied.
     unsafe {
         let horizon = online::wait_for_horizon(rel);
@@ -161,7 +161,7 @@ unsafe fn swap(relid: Oid, transient: Oid, copied: &Copied, copies: &[IndexCopy]
 }
 
 /// Copies what is not in the fragments to the new delta store; returns the tags of copied rows that are gone.
-unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> {
+pub(super) unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> {
     // SAFETY: both relations are locked exclusively; pages are locked while they are looked at, and pinned while tuples of
     // them are rewritten.
     unsafe {
@@ -213,7 +213,7 @@ unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> 
 }
 
 /// Deletes the fragment rows of `gone` for every snapshot: where a snapshot still sees such a row, it is a delta row.
-fn mark_gone(relid: Oid, filenode: Oid, copied: &Copied, gone: &[u64]) {
+pub(super) fn mark_gone(relid: Oid, filenode: Oid, copied: &Copied, gone: &[u64]) {
     if gone.is_empty() {
         return;
     }

@@ -11,7 +11,7 @@ use crate::guc;
 use crate::pg::catalog::{self, FragmentRow};
 use crate::pg::{compat, failpoint, guarded};
 use pgrx::pg_sys::*;
-use roaring::RoaringTreemap;
+use roaring::{RoaringBitmap, RoaringTreemap};
 use std::result::Result;
 use std::string::String;
 use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, PhysicalType, Schema};
@@ -176,7 +176,15 @@ impl FragmentWriter {
         let written = self.take(finished);
         let tags = std::mem::take(&mut self.tags);
         self.finished.push(Finished {
-            row: FragmentRow { hash: written.hash, first_row_id: 0, row_count: written.rows, bytes: written.bytes },
+            row: FragmentRow {
+                hash: written.hash,
+                first_row_id: 0,
+                row_count: written.rows,
+                bytes: written.bytes,
+                heap_bytes: 0,
+                row_ids: None,
+                deleted: None,
+            },
             tags: written.order.iter().map(|i| tags[*i as usize]).collect(),
         });
         failpoint::hit(failpoint::MOVE_FRAGMENT_WRITTEN);
@@ -201,52 +209,80 @@ pub fn record(relid: Oid, filenode: Oid, finished: &mut [Finished], heap_bytes: 
     for f in finished.iter_mut() {
         f.row.first_row_id = next;
         next += f.row.row_count;
-        let share = (u128::from(heap_bytes) * u128::from(f.row.row_count) / u128::from(rows)) as u64;
-        catalog::record_fragment(relid, filenode, &f.row, share);
+        f.row.heap_bytes = (u128::from(heap_bytes) * u128::from(f.row.row_count) / u128::from(rows)) as u64;
+        catalog::record_fragment(relid, filenode, &f.row);
     }
     rows
 }
 
-/// Writes a fragment again with all attributes that the table has now: the same rows, deleted ones included, in the same
-/// order, so under the same row ids. Returns its successors.
+/// Writes neighbouring fragments again as one, with all attributes that the table has now and without the rows in `gone`. The
+/// others keep their row ids and their order; those in `folded` stay deleted. Returns what takes their place.
 ///
 /// # Safety
-/// `rel` is the fragment's table, open and locked.
-pub unsafe fn rewrite(rel: Relation, fragment: &TableFragment) -> Vec<FragmentRow> {
+/// `rel` is the fragments' table, open and locked.
+pub unsafe fn rewrite(
+    rel: Relation,
+    fragments: &[&TableFragment],
+    folded: &RoaringTreemap,
+    gone: &RoaringTreemap,
+) -> Vec<FragmentRow> {
     // SAFETY: the caller's promise.
     unsafe {
-        let old = fragment.open();
-        let schema = old.schema();
-        let sort_key = schema.sort_key.iter().map(|c| schema.columns[*c].attnum).collect();
-        // The rows are in the order of the key that they were sorted by, if that still means the same.
-        let mut finished = rewrite_sorted_by(rel, fragment, sort_key);
+        // Rows of one fragment are in the order of its sort key, if that still means the same; those of several are not.
+        let sort_key = match fragments {
+            [only] => {
+                let old = only.open();
+                let schema = old.schema();
+                schema.sort_key.iter().map(|c| schema.columns[*c].attnum).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut finished = rewrite_sorted_by(rel, fragments, gone, sort_key);
         if finished.iter().any(|f| f.tags.windows(2).any(|t| t[0] > t[1])) {
-            finished = rewrite_sorted_by(rel, fragment, Vec::new());
+            finished = rewrite_sorted_by(rel, fragments, gone, Vec::new());
         }
-        let mut next = fragment.row.first_row_id;
-        finished
-            .into_iter()
-            .map(|mut f| {
-                f.row.first_row_id = next;
-                next += f.row.row_count;
-                f.row
-            })
-            .collect()
+        let rows: u64 = fragments.iter().map(|f| f.row.row_count).sum();
+        let heap_bytes: u64 = fragments.iter().map(|f| f.row.heap_bytes).sum();
+        finished.into_iter().map(|f| placed(f, heap_bytes, rows, folded)).collect()
     }
 }
 
-unsafe fn rewrite_sorted_by(rel: Relation, fragment: &TableFragment, sort_key: Vec<i16>) -> Vec<Finished> {
+/// The catalog row of a fragment whose tags are its row ids.
+fn placed(f: Finished, heap_bytes: u64, of_rows: u64, folded: &RoaringTreemap) -> FragmentRow {
+    let mut row = f.row;
+    let first = f.tags.first().copied().unwrap_or(0);
+    let offset = |row_id: u64| (row_id - first) as u32;
+    row.first_row_id = first;
+    if f.tags.last().is_some_and(|last| last - first + 1 != row.row_count) {
+        let mut ids: RoaringBitmap = f.tags.iter().map(|t| offset(*t)).collect();
+        ids.optimize();
+        row.row_ids = Some(ids);
+    }
+    let deleted: RoaringBitmap = f.tags.iter().filter(|t| folded.contains(**t)).map(|t| offset(*t)).collect();
+    row.deleted = (!deleted.is_empty()).then_some(deleted);
+    row.heap_bytes = (u128::from(heap_bytes) * u128::from(row.row_count) / u128::from(of_rows.max(1))) as u64;
+    row
+}
+
+unsafe fn rewrite_sorted_by(
+    rel: Relation,
+    fragments: &[&TableFragment],
+    gone: &RoaringTreemap,
+    sort_key: Vec<i16>,
+) -> Vec<Finished> {
     // SAFETY: the caller's promise.
     unsafe {
         let mut writer = FragmentWriter::new(rel, rel);
         writer.sort_key = sort_key;
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let natts = i32::from((*(*rel).rd_att).natts as i16);
-        index::for_each_row_of(rel, fragment, &RoaringTreemap::new(), slot, &mut |at| {
-            slot_getsomeattrs_int(slot, natts);
-            let row = crate::pg::tid::row_id(&at).unwrap_or(0);
-            writer.push((*slot).tts_values, (*slot).tts_isnull, row);
-        });
+        for fragment in fragments {
+            index::for_each_row_of(rel, fragment, gone, slot, &mut |at| {
+                slot_getsomeattrs_int(slot, natts);
+                let row = crate::pg::tid::row_id(&at).unwrap_or(0);
+                writer.push((*slot).tts_values, (*slot).tts_isnull, row);
+            });
+        }
         ExecDropSingleTupleTableSlot(slot);
         writer.finish()
     }
