@@ -57,7 +57,7 @@ SELECT pg_catalog.pg_extension_config_dump('strata.policy', '');
 
 CREATE TABLE strata.job (
     job_id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind         text NOT NULL CHECK (kind IN ('move', 'backup', 'recovery_plan', 'recover', 'verify')),
+    kind         text NOT NULL CHECK (kind IN ('move', 'consolidate', 'backup', 'recovery_plan', 'recover', 'verify')),
     object       text,
     state        text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done', 'failed')),
     phase        text,

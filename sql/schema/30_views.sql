@@ -122,8 +122,8 @@ CREATE VIEW strata.jobs AS
 SELECT j.job_id, j.kind, j.object, j.state, j.phase, j.done, j.total, j.result, j.error, j.requested_by, j.started_at, j.finished_at,
        COALESCE(j.finished_at, CASE WHEN j.state = 'running' THEN pg_catalog.clock_timestamp() END) - j.started_at AS duration
   FROM strata.job j;
-COMMENT ON VIEW strata.jobs IS 'Moves by the policies, and the agent''s jobs';
-COMMENT ON COLUMN strata.jobs.object IS 'what the job works on; for a move the partition';
+COMMENT ON VIEW strata.jobs IS 'Moves and consolidations by the policies, and the agent''s jobs';
+COMMENT ON COLUMN strata.jobs.object IS 'what the job works on; for a move or a consolidation the partition';
 COMMENT ON COLUMN strata.jobs.duration IS 'from start to end, or until now if it runs';
 
 CREATE VIEW strata.backups AS

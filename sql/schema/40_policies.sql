@@ -12,7 +12,7 @@ CREATE POLICY own ON strata.policy
 COMMENT ON POLICY own ON strata.policy IS 'a policy belongs to the owner of its table';
 ALTER TABLE strata.job ENABLE ROW LEVEL SECURITY;
 CREATE POLICY read ON strata.job FOR SELECT USING (true);
-CREATE POLICY move ON strata.job TO strata_operate USING (kind = 'move') WITH CHECK (kind = 'move');
+CREATE POLICY move ON strata.job TO strata_operate USING (kind IN ('move', 'consolidate')) WITH CHECK (kind IN ('move', 'consolidate'));
 COMMENT ON POLICY move ON strata.job IS 'whoever runs policies records the moves';
 CREATE POLICY agent ON strata.job TO strata_agent USING (true) WITH CHECK (true);
 COMMENT ON POLICY agent ON strata.job IS 'the agent records all its jobs';

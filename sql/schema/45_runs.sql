@@ -50,8 +50,8 @@ BEGIN
     END IF;
     -- Nobody else runs policies now, so what still counts as running was interrupted.
     UPDATE strata.job j
-       SET state = 'failed', error = 'interrupted: the server or the session ended during the move', finished_at = clock_timestamp()
-     WHERE j.kind = 'move' AND j.state = 'running';
+       SET state = 'failed', error = 'interrupted: the server or the session ended meanwhile', finished_at = clock_timestamp()
+     WHERE j.kind IN ('move', 'consolidate') AND j.state = 'running';
     DELETE FROM strata.policy p WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = p.relid);
     RETURN true;
 END
@@ -258,6 +258,23 @@ END
 $$;
 COMMENT ON FUNCTION strata.policy_due(regclass) IS 'the hot leaf partitions of a managed table that are to be warm by its policy; internal';
 
+-- Fragments that lost strata.consolidate_threshold of their rows, or a delta store of a twentieth of the rows.
+CREATE FUNCTION strata.policy_worn("table" regclass) RETURNS SETOF regclass
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT t.relid
+      FROM pg_partition_tree("table") t
+      JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r' AND c.relpersistence = 'p'
+      JOIN pg_am a ON a.oid = c.relam AND a.amname = 'warm'
+     CROSS JOIN LATERAL (
+          SELECT COALESCE(sum(f.rows), 0) AS rows,
+                 COALESCE(bool_or(f.deleted_rows > 0 AND f.deleted_rows >= current_setting('strata.consolidate_threshold')::float8 * f.rows), false) AS worn
+            FROM strata.fragments f WHERE f."table" = t.relid) s
+     WHERE s.worn OR (pg_relation_size(c.oid) / current_setting('block_size')::bigint - 1) * 80 > GREATEST(10000, s.rows / 20)
+     ORDER BY c.relname;
+END;
+COMMENT ON FUNCTION strata.policy_worn(regclass) IS 'the warm leaf partitions of a managed table that are worth consolidating; internal';
+
 CREATE FUNCTION strata.policy_prepare("table" regclass) RETURNS regclass[]
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -301,6 +318,95 @@ END
 $$;
 COMMENT ON FUNCTION strata.policy_move_begin(regclass, regclass) IS 'records a move that begins; null if the partition is not to be moved. Internal';
 
+CREATE FUNCTION strata.policy_to_consolidate("table" regclass) RETURNS regclass[]
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(SELECT strata.policy_worn("table"));
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'could not look for partitions of table % to consolidate', "table" USING DETAIL = SQLERRM;
+    RETURN '{}';
+END
+$$;
+COMMENT ON FUNCTION strata.policy_to_consolidate(regclass) IS 'the partitions that a run consolidates; internal';
+
+CREATE FUNCTION strata.policy_consolidate_begin("table" regclass, partition regclass) RETURNS bigint
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    job bigint;
+BEGIN
+    INSERT INTO strata.job (kind, object)
+    SELECT 'consolidate', format('%I.%I', n.nspname, c.relname)
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = partition AND partition IN (SELECT w FROM strata.policy_worn("table") w)
+    RETURNING job_id INTO job;
+    RETURN job;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'could not consolidate partition %', partition USING DETAIL = SQLERRM;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION strata.policy_consolidate_begin(regclass, regclass) IS 'records a consolidation that begins; null if there is nothing to do any more. Internal';
+
+CREATE FUNCTION strata.policy_consolidate(job bigint, partition regclass) RETURNS text
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    report record;
+    code text;
+    message text;
+    fact text;
+    advice text;
+BEGIN
+    SELECT * INTO report FROM strata.consolidate(partition);
+    -- Nothing that every snapshot sees as deleted yet: a later run finds it.
+    DELETE FROM strata.job j
+     WHERE j.job_id = job AND report.rows_removed = 0 AND report.rows_absorbed = 0 AND report.fragments_before = report.fragments_after;
+    UPDATE strata.job j SET state = 'done', finished_at = clock_timestamp(), result = to_jsonb(report) WHERE j.job_id = job;
+    RETURN NULL;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT, fact = PG_EXCEPTION_DETAIL, advice = PG_EXCEPTION_HINT;
+    RETURN strata.policy_failed(job, partition, code, message, fact, advice);
+END
+$$;
+COMMENT ON FUNCTION strata.policy_consolidate(bigint, regclass) IS 'consolidates a partition and records how it went; the message if the statement was canceled. Internal';
+
+CREATE FUNCTION strata.policy_failed(job bigint, partition regclass, code text, message text, fact text, advice text) RETURNS text
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    attempts bigint;
+    kind text;
+BEGIN
+    -- One row stands for all failures of a partition for the same reason, so that retries do not fill the table.
+    WITH same AS (
+        DELETE FROM strata.job j
+         USING strata.job own
+         WHERE own.job_id = job AND j.kind = own.kind AND j.state = 'failed' AND j.object = own.object AND j.result ->> 'sqlstate' = code
+        RETURNING (j.result ->> 'attempts')::bigint AS attempts
+    )
+    SELECT 1 + COALESCE(sum(s.attempts), 0) INTO attempts FROM same s;
+    UPDATE strata.job j
+       SET state = 'failed', error = concat_ws(E'\n', message, NULLIF(fact, ''), NULLIF(advice, '')), finished_at = clock_timestamp(),
+           result = jsonb_build_object('sqlstate', code, 'attempts', attempts)
+     WHERE j.job_id = job
+    RETURNING j.kind INTO kind;
+    IF code = '57014' THEN
+        RETURN message;
+    END IF;
+    IF kind = 'move' THEN
+        RAISE WARNING 'could not move partition % to warm', partition
+            USING ERRCODE = code, DETAIL = concat_ws(E'\n', message, NULLIF(fact, '')), HINT = advice;
+    ELSE
+        RAISE WARNING 'could not consolidate partition %', partition
+            USING ERRCODE = code, DETAIL = concat_ws(E'\n', message, NULLIF(fact, '')), HINT = advice;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION strata.policy_failed(bigint, regclass, text, text, text, text) IS 'records a failed job of a run; the message if the statement was canceled. Internal';
+
 CREATE FUNCTION strata.policy_move(job bigint, partition regclass) RETURNS text
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -311,7 +417,6 @@ DECLARE
     message text;
     fact text;
     advice text;
-    attempts bigint;
 BEGIN
     BEGIN
         moved := strata.to_warm(partition);
@@ -328,24 +433,7 @@ BEGIN
         DELETE FROM strata.job j WHERE j.job_id = job;  -- somebody moved it by hand, while this waited for the lock
         RETURN NULL;
     END IF;
-    -- One row stands for all failures of a partition for the same reason, so that retries do not fill the table.
-    WITH same AS (
-        DELETE FROM strata.job j
-         USING strata.job own
-         WHERE own.job_id = job AND j.kind = 'move' AND j.state = 'failed' AND j.object = own.object AND j.result ->> 'sqlstate' = code
-        RETURNING (j.result ->> 'attempts')::bigint AS attempts
-    )
-    SELECT 1 + COALESCE(sum(s.attempts), 0) INTO attempts FROM same s;
-    UPDATE strata.job j
-       SET state = 'failed', error = concat_ws(E'\n', message, NULLIF(fact, ''), NULLIF(advice, '')), finished_at = clock_timestamp(),
-           result = jsonb_build_object('sqlstate', code, 'attempts', attempts)
-     WHERE j.job_id = job;
-    IF code = '57014' THEN
-        RETURN message;
-    END IF;
-    RAISE WARNING 'could not move partition % to warm', partition
-        USING ERRCODE = code, DETAIL = concat_ws(E'\n', message, NULLIF(fact, '')), HINT = advice;
-    RETURN NULL;
+    RETURN strata.policy_failed(job, partition, code, message, fact, advice);
 END
 $$;
 COMMENT ON FUNCTION strata.policy_move(bigint, regclass) IS 'moves a partition and records how it went; the message if the statement was canceled. Internal';
@@ -395,8 +483,22 @@ BEGIN
                 END IF;
             END IF;
         END LOOP;
+        partitions := strata.policy_to_consolidate(managed);
+        COMMIT;
+        FOREACH partition IN ARRAY partitions LOOP
+            job := strata.policy_consolidate_begin(managed, partition);
+            COMMIT;
+            IF job IS NOT NULL THEN
+                canceled := strata.policy_consolidate(job, partition);
+                COMMIT;
+                IF canceled IS NOT NULL THEN
+                    PERFORM strata.policy_end();
+                    PERFORM strata.policy_canceled(canceled);
+                END IF;
+            END IF;
+        END LOOP;
     END LOOP;
     PERFORM strata.policy_end();
 END
 $$;
-COMMENT ON PROCEDURE strata.run_policies(regclass) IS 'runs the policies of all managed tables, or of one: creates partitions ahead, and moves old partitions to warm, each in a transaction of its own; one run at a time in a database';
+COMMENT ON PROCEDURE strata.run_policies(regclass) IS 'runs the policies of all managed tables, or of one: creates partitions ahead, moves old partitions to warm and consolidates worn ones, each in a transaction of its own; one run at a time in a database';

@@ -18,7 +18,9 @@ GRANT EXECUTE ON FUNCTION
     strata.policy_tables(regclass), strata.policy_partition_name(regclass, regtype, timestamptz, interval, text),
     strata.policy_create_partition(regclass, record, name, timestamptz, timestamptz), strata.policy_create_ahead(regclass),
     strata.policy_due(regclass), strata.policy_prepare(regclass), strata.policy_move_begin(regclass, regclass),
-    strata.policy_move(bigint, regclass), strata.policy_canceled(text)
+    strata.policy_move(bigint, regclass), strata.policy_canceled(text), strata.policy_worn(regclass), strata.policy_to_consolidate(regclass),
+    strata.policy_consolidate_begin(regclass, regclass), strata.policy_consolidate(bigint, regclass),
+    strata.policy_failed(bigint, regclass, text, text, text, text)
     TO strata_operate;
 GRANT EXECUTE ON PROCEDURE strata.run_policies(regclass) TO strata_operate;
 GRANT SELECT, INSERT, UPDATE, DELETE ON strata.policy, strata.job TO strata_operate;

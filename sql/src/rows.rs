@@ -34,6 +34,8 @@ text_enum! {
     JobKind {
         /// A partition moves between the tiers.
         Move = "move",
+        /// Fragments of a warm partition are written again.
+        Consolidate = "consolidate",
         /// A backup is taken.
         Backup = "backup",
         /// A recovery is planned.
@@ -175,7 +177,14 @@ mod tests {
     #[test]
     fn states_have_the_texts_of_the_check_constraints() {
         let schema = include_str!("../schema/20_tables.sql");
-        let kinds = [JobKind::Move, JobKind::Backup, JobKind::RecoveryPlan, JobKind::Recover, JobKind::Verify];
+        let kinds = [
+            JobKind::Move,
+            JobKind::Consolidate,
+            JobKind::Backup,
+            JobKind::RecoveryPlan,
+            JobKind::Recover,
+            JobKind::Verify,
+        ];
         for kind in kinds {
             assert!(schema.contains(&format!("'{kind}'")), "{kind}");
             assert_eq!(JobKind::from_text(kind.as_str()), Some(kind));

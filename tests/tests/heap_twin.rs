@@ -72,7 +72,9 @@ fn statement(r: &mut StdRng) -> String {
         13 => format!("DELETE FROM {{t}} WHERE k = {k} AND id BETWEEN {id} AND {id} + 60 RETURNING id"),
         14 => format!("SELECT * FROM {{t}} WHERE id BETWEEN {id} AND {id} + {span} ORDER BY id FOR UPDATE"),
         15 => format!("SELECT * FROM {{t}} WHERE k = {k} ORDER BY id"),
-        19 => format!("SELECT /* an index with entries of fragment rows */ id FROM {{t}} WHERE k + 1 = {k} ORDER BY id"),
+        19 => {
+            format!("SELECT /* an index with entries of fragment rows */ id FROM {{t}} WHERE k + 1 = {k} ORDER BY id")
+        }
         16 => "SELECT count(*), sum(id), sum(k), sum(length(v)) FROM {t}".to_owned(),
         17 => format!("SELECT * FROM {{t}} WHERE id = {id} FOR SHARE"),
         18 => format!(
@@ -143,7 +145,9 @@ fn random_workload(cluster: &Cluster, seed: u64) {
             c.batch_execute("VACUUM w").unwrap();
         }
         let when_warm = |function: &str| {
-            format!("SELECT {function}(c.oid) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = 'w'::regclass AND a.amname = 'warm'")
+            format!(
+                "SELECT {function}(c.oid) FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = 'w'::regclass AND a.amname = 'warm'"
+            )
         };
         match r.random_range(0..10) {
             0 | 1 => {

@@ -107,7 +107,8 @@ fn every_spec_gives_on_warm_what_it_gives_on_heap() {
     }
 
     // Nobody else has a snapshot: a move leaves out rows that some snapshot does not see.
-    let options = Options::new().set("strata.policy_interval", "0").set("autovacuum", "off").set("strata.snapshot_wait", "100ms");
+    let options =
+        Options::new().set("strata.policy_interval", "0").set("autovacuum", "off").set("strata.snapshot_wait", "100ms");
     let warm = Cluster::with(options).unwrap();
     if let Err(said) = tester(&warm, &input, &specs) {
         panic!("warm is not like heap:\n{said}");

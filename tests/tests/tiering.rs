@@ -178,3 +178,39 @@ fn a_sweep_waits_for_the_fragment_log() {
     assert!(cluster.fragment_files().is_empty(), "the log has them");
     assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.fragment").unwrap(), "0");
 }
+
+/// Deleted rows leave the fragments, rows of the delta store go into fragments, and a run of the policy does it.
+#[test]
+fn a_run_consolidates_worn_partitions() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(EVENTS).unwrap();
+    c.batch_execute("SELECT strata.manage('events', hot_for => '1 day', ahead => 0)").unwrap();
+    c.batch_execute("CALL strata.run_policies()").unwrap();
+    let jobs = |c: &mut postgres::Client| {
+        twin::value(c, "SELECT count(*) FROM strata.jobs WHERE kind = 'consolidate' AND state = 'done'").unwrap()
+    };
+    c.batch_execute("CALL strata.run_policies()").unwrap();
+    assert_eq!(jobs(&mut c), "0", "nothing is worn");
+    for t in ["events", "twin"] {
+        c.batch_execute(&format!("DELETE FROM {t} WHERE id % 3 = 0; UPDATE {t} SET v = v || '!' WHERE id % 5 = 0"))
+            .unwrap();
+    }
+    let marks = twin::value(&mut c, "SELECT count(*) FROM strata.deletion").unwrap();
+    assert_ne!(marks, "0");
+    let bytes = "SELECT sum(bytes) FROM strata.fragments";
+    let before: i64 = twin::value(&mut c, bytes).unwrap().parse().unwrap();
+    c.batch_execute("CALL strata.run_policies()").unwrap();
+    assert_ne!(jobs(&mut c), "0");
+    assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.jobs WHERE state = 'failed'").unwrap(), "0");
+    let after: i64 = twin::value(&mut c, bytes).unwrap().parse().unwrap();
+    assert!(after < before, "{before} bytes before, {after} after");
+    assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.deletion").unwrap(), "0");
+    assert_eq!(twin::value(&mut c, "SELECT sum(deleted_rows) FROM strata.fragments").unwrap(), "0");
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+    checks::store_is_exact(&cluster).unwrap();
+    let done = jobs(&mut c);
+    c.batch_execute("CALL strata.run_policies()").unwrap();
+    assert_eq!(jobs(&mut c), done, "a second run finds nothing to do");
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+}

@@ -173,7 +173,8 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
         let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &keys, null_mut());
         while let Some(tuple) = scan.next() {
             let mut values = [Datum::null(); 13];
-            let mut nulls = [false; 13];
+            // A library may be newer than the extension in this database: columns that are not there are null.
+            let mut nulls = [true; 13];
             pg_sys::heap_deform_tuple(tuple, scan.tupdesc(), values.as_mut_ptr(), nulls.as_mut_ptr());
             let text = pg_sys::text_to_cstring(values[3].cast_mut_ptr());
             rows.push(FragmentRow {
@@ -468,8 +469,7 @@ pub unsafe fn remove_marks(relid: Oid, rows: &RoaringTreemap, horizon: pg_sys::T
     // SAFETY: the caller's promise; the snapshot outlives the scan; nobody else changes marks of fragments in use.
     unsafe {
         let table = pg_sys::table_open(oids.deletion, pg_sys::RowExclusiveLock as i32);
-        let mut scan = DeletionScan::from(&oids, relid, first, &raw mut own);
-        while let Some(mark) = scan.next() {
+        for mark in DeletionScan::from(&oids, relid, first, &raw mut own) {
             pgrx::check_for_interrupts!();
             let old = mark.xmin == pg_sys::FrozenTransactionId || pg_sys::TransactionIdPrecedes(mark.xmin, horizon);
             if old && rows.contains(mark.row_id) {
@@ -478,7 +478,6 @@ pub unsafe fn remove_marks(relid: Oid, rows: &RoaringTreemap, horizon: pg_sys::T
                 removed += 1;
             }
         }
-        drop(scan);
         pg_sys::table_close(table, pg_sys::NoLock as i32);
     }
     removed
