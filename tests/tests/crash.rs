@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use strata_tests::checks::{self, sqlstate};
 use strata_tests::process::wait_for;
-use strata_tests::{Cluster, Options, twin};
+use strata_tests::{Cluster, Options, script, twin};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -94,6 +94,60 @@ fn a_move_that_fails_leaves_the_table_as_it_was() {
     }
     checks::rewarm(&mut c, "w").unwrap();
     exact(&cluster, &mut c);
+}
+
+/// Kill and error, in a move back and in a consolidation: with rows that are to be left out, absorbed and kept.
+#[test]
+fn a_move_back_and_a_consolidation_that_end_in_the_middle_change_nothing() {
+    let cluster = Cluster::start().unwrap();
+    let mut c = cluster.connect().unwrap();
+    tables(&mut c);
+    c.batch_execute("CREATE INDEX ON w ((k + 1)); CREATE INDEX ON h ((k + 1)); SET strata.fragment_rows = 300").unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
+    c.execute("SELECT strata.to_hot('w')", &[]).unwrap();
+    let work = [
+        ("SELECT strata.to_hot('w')", ["move:before_swap", "move:before_commit"].as_slice()),
+        (
+            "SELECT strata.consolidate('w')",
+            ["move:fragment_written", "consolidate:before_swap", "consolidate:before_commit"].as_slice(),
+        ),
+    ];
+    for (round, (statement, points)) in work.into_iter().enumerate() {
+        for (n, point) in points.iter().enumerate() {
+            let mut c = cluster.connect().unwrap();
+            c.batch_execute("SET strata.fragment_rows = 300; SET strata.consolidate_threshold = 0.02").unwrap();
+            checks::rewarm(&mut c, "w").unwrap();
+            for t in ["w", "h"] {
+                c.batch_execute(&format!(
+                    "UPDATE {t} SET v = v || '!', k = k + 1 WHERE id % 40 = {n}; DELETE FROM {t} WHERE id % 90 = {n};
+                     INSERT INTO {t} SELECT g, 7, 'late' FROM generate_series({0}, {0} + 50) g",
+                    10_000 + round * 1000 + n * 100
+                ))
+                .unwrap();
+            }
+            exact(&cluster, &mut c);
+            let marks = twin::value(&mut c, "SELECT count(*) FROM strata.deletion").unwrap();
+            let same = |c: &mut Client| {
+                exact(&cluster, c);
+                assert_eq!(twin::value(c, "SELECT count(*) FROM strata.deletion").unwrap(), marks, "{statement} {point}");
+                let by_index = |t: &str| format!("SET enable_seqscan = off; SELECT count(*), sum(id) FROM {t} WHERE k + 1 = 9");
+                let (w, h) = (script::outcome(c, &by_index("w")).unwrap(), script::outcome(c, &by_index("h")).unwrap());
+                assert_eq!(w, h, "{statement} {point}");
+            };
+            let settings = "SET strata.fragment_rows = 300; SET strata.consolidate_threshold = 0.02";
+            c.batch_execute(&format!("SET strata.failpoint = '{point}=error'")).unwrap();
+            let (_, said) = checks::failure(&mut c, statement).unwrap();
+            assert!(said.contains(point), "{said}");
+            c.batch_execute("RESET strata.failpoint").unwrap();
+            same(&mut c);
+            drop(c);
+            let mut c = dies(&cluster, &format!("{settings}; SET strata.failpoint = '{point}=kill'; {statement}"));
+            same(&mut c);
+            c.batch_execute(settings).unwrap();
+            c.execute(statement, &[]).unwrap();
+            exact(&cluster, &mut c);
+        }
+    }
 }
 
 #[test]
@@ -240,7 +294,12 @@ fn random_kills_under_load_lose_no_commit() {
                 return;
             };
             while !flag.load(Ordering::SeqCst) {
-                for sql in ["SELECT strata.to_hot('w')", "SELECT strata.to_warm('w')", "VACUUM w"] {
+                for sql in [
+                    "SELECT strata.consolidate('w')",
+                    "SELECT strata.to_hot('w')",
+                    "SELECT strata.to_warm('w')",
+                    "VACUUM w",
+                ] {
                     if c.batch_execute(sql).is_err_and(|e| e.is_closed() || e.code().is_none()) {
                         return;
                     }
