@@ -5,7 +5,7 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::{Duration, Instant};
-use strata_tests::process::{self, kill9};
+use strata_tests::process::{self, kill9, wait_for};
 use strata_tests::{Agent, Cluster, Options, Strata, checks, recovered, twin};
 
 fn prepared() -> (Cluster, Strata) {
@@ -95,7 +95,15 @@ fn an_archive_command_that_is_killed_loses_no_wal() {
     }
     println!("killed {kills} archive commands");
     assert!(kills > 0);
-    // A killed archive command is a signal to PostgreSQL's archiver: it starts again by itself.
+    // A killed archive command ends PostgreSQL's archiver. The postmaster starts another one after ten seconds at the earliest,
+    // but only looks when something happens: a connection, for example.
+    wait_for("the archiver to come back", Duration::from_secs(60), || {
+        cluster.connect().is_ok_and(|mut new| {
+            let archivers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'archiver'";
+            twin::value(&mut new, archivers).is_ok_and(|n| n == "1")
+        })
+    })
+    .unwrap();
     c = cluster.connect().unwrap();
     recovered::wait_archived(&mut c).unwrap();
     drop(agent);

@@ -50,9 +50,21 @@ fn no_transaction_fails_while_partitions_move() {
     let mut load = Load::start(&cluster, &[READ, RANGE, WRITE, INSERT, DELETE], 4, seconds).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let (mut moves, mut rows) = (Vec::new(), Vec::new());
-    for sql in ["to_warm('events_1')", "to_warm('events_2')", "to_hot('events_1')", "to_warm('events_1')"] {
+    for sql in [
+        "to_warm('events_1')",
+        "to_warm('events_2')",
+        "consolidate('events_1')",
+        "to_hot('events_1')",
+        "to_warm('events_1')",
+        "consolidate('events_2')",
+    ] {
         let start = Instant::now();
-        let moved: i64 = c.query_one(&format!("SELECT strata.{sql}"), &[]).unwrap().get(0);
+        let moved: i64 = if sql.starts_with("consolidate") {
+            let row = c.query_one(&format!("SELECT rows_removed + rows_absorbed FROM strata.{sql}"), &[]).unwrap();
+            row.get(0)
+        } else {
+            c.query_one(&format!("SELECT strata.{sql}"), &[]).unwrap().get(0)
+        };
         moves.push(format!("{sql} {moved} rows in {:.2} s", start.elapsed().as_secs_f64()));
         rows.push(moved);
         if !load.running() {

@@ -83,6 +83,13 @@ fn ten_random_moments_come_back_as_the_oracle_recorded_them() {
             25 => drop(c.execute("SELECT strata.to_hot('w')", &[]).unwrap()),
             28 => drop(checks::rewarm(&mut c, "w").unwrap()),
             30 => drop(c.execute("SELECT strata.backup('second')", &[]).unwrap()),
+            18 | 38 | 48 => {
+                // Files that a recovery to an earlier moment needs are replaced.
+                c.batch_execute(
+                    "SET strata.fragment_rows = 400; SET strata.consolidate_threshold = 0.01; SELECT strata.consolidate('w')",
+                )
+                .unwrap();
+            }
             35 => drop(c.execute("SELECT pg_switch_wal()", &[]).unwrap()),
             45 => c.batch_execute("DROP TABLE w2; DROP TABLE h2; SELECT strata.sweep(0)").unwrap(),
             50 => cluster.crash().map(|()| c = cluster.connect().unwrap()).unwrap(),
