@@ -117,7 +117,7 @@ fn a_repository_that_must_be_there_is_not_made_by_a_push() {
     let server = Server::start_with("archive_mode = off", None);
     let good = std::fs::read_to_string(&server.config).unwrap();
     std::fs::write(&server.config, good.replace("[repository]", "[repository]\ncreate = false")).unwrap();
-    let name = server.sql("SELECT pg_walfile_name(pg_switch_wal())");
+    let name = server.sql("SELECT pg_walfile_name(pg_switch_wal() - 1)");
     let segment = server.data().join("pg_wal").join(name);
     let push = ["wal", "push", segment.to_str().unwrap()];
     server.run(&push).failed(1, "repository.create is false");

@@ -128,7 +128,7 @@ INSERT INTO r SELECT i, i * 10, 'x' || i FROM generate_series(1, 400) i;
 UPDATE r SET x = 'y', k = k + 1 WHERE id IN (3, 4) RETURNING old.*, new.*, old.x || new.x;
 DELETE FROM r WHERE id = 5 RETURNING old.*, new.*;
 INSERT INTO r VALUES (6, 1, 'again'), (1_000, 2, 'fresh') ON CONFLICT (id) DO UPDATE SET x = excluded.x RETURNING old.id, old.x, new.id, new.x;
-MERGE INTO r USING (VALUES (7), (8), (2_000)) m (id) ON m.id = r.id WHEN MATCHED AND m.id = 7 THEN DELETE WHEN MATCHED THEN UPDATE SET x = 'merged' WHEN NOT MATCHED THEN INSERT VALUES (m.id, m.id, 'inserted') RETURNING merge_action(), old, new;
+MERGE INTO r USING (VALUES (7), (8), (2_000)) m (id) ON m.id = r.id WHEN MATCHED AND m.id = 7 THEN DELETE WHEN MATCHED THEN UPDATE SET x = 'merged' WHEN NOT MATCHED THEN INSERT VALUES (m.id, -m.id, 'inserted') RETURNING merge_action(), old, new;
 UPDATE r SET x = new_x.x FROM (VALUES (9, 'nine')) new_x (id, x) WHERE r.id = new_x.id RETURNING WITH (OLD AS before, NEW AS after) before.x, after.x;
 SELECT count(*), sum(k), md5(string_agg(x, '|' ORDER BY id)) FROM r;
 -- Keys over time.

@@ -189,7 +189,8 @@ async fn archiving(
     let began = Instant::now();
     // Something must be in the segment, or there is nothing to close.
     session.query_one("SELECT pg_create_restore_point('strata check')", &[]).await?;
-    let name: String = session.query_one("SELECT pg_walfile_name(pg_switch_wal())", &[]).await?.get(0);
+    // What ends where a segment ends belongs to that segment; from PostgreSQL 17 on pg_walfile_name() names the next one.
+    let name: String = session.query_one("SELECT pg_walfile_name(pg_switch_wal() - 1)", &[]).await?.get(0);
     let segment = Segment::parse(&name)
         .ok_or_else(|| Error::new(ErrorKind::Postgres, format!("the server names its WAL segment \"{name}\"")))?;
     archive::wait(repository, session, info, segment, segment, config.backup.archive_timeout, progress).await?;

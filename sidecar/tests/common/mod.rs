@@ -199,7 +199,7 @@ impl Server {
 
     /// Closes the WAL segment and waits until it is archived. Returns its name.
     pub fn archive(&self) -> String {
-        let name = self.sql("SELECT pg_create_restore_point('x'); SELECT pg_walfile_name(pg_switch_wal())");
+        let name = self.sql("SELECT pg_create_restore_point('x'); SELECT pg_walfile_name(pg_switch_wal() - 1)");
         let name = name.lines().last().unwrap().to_owned();
         let archived = format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver");
         wait_for("the archiver", || self.sql(&archived) == "t");
