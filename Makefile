@@ -81,8 +81,8 @@ test-versions: ## the core suites on PostgreSQL 17 and 18, which are fetched; VE
 test-postgres: install ## PostgreSQL's own regression, isolation and contrib suites on warm tables (long)
 	@PG_CONFIG="$(PG_CONFIG)" .ci/test-postgres $(PART)
 
-bench: install ## flights queries and backups, heap against warm against what is installed
-	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" benches/run
+bench: install ## speed and size against heap and DuckDB, held against the goals; flights; backups. SMOKE=1: small, answers only
+	@STRATA_BIN="$(PREFIX)/bin/strata" PG_CONFIG="$(PG_CONFIG)" SMOKE="$(SMOKE)" OUT="$(BENCH_OUT)" benches/run
 
 layers: ## check the arrows between the crates
 	@.ci/layers

@@ -39,7 +39,7 @@ pub fn fetch(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
 }
 
 /// The parent of cargo's target directory when that is a cache of ours, or the target directory itself.
-fn cache_directory() -> Result<PathBuf> {
+pub fn cache_directory() -> Result<PathBuf> {
     let target = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(t) => PathBuf::from(t),
         None => {

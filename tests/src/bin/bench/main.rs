@@ -1,9 +1,17 @@
-//! `make bench`: `strata-bench warm` and `strata-bench backup`. Ratios between columns of one run, not seconds.
+//! `make bench`: `strata-bench goals [--smoke] [--out DIR]`, `strata-bench warm` and `strata-bench backup`. Ratios between columns
+//! of one run, not seconds.
 
 mod backup;
+mod duck;
+mod goals;
+mod meter;
+mod tables;
+mod verdict;
 mod warm;
+mod work;
 
 use anyhow::{Result, bail};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use strata_tests::report::Screen;
 
@@ -13,13 +21,16 @@ fn main() -> ExitCode {
         eprintln!("strata: {error:#}");
         return ExitCode::FAILURE;
     }
-    let done = match std::env::args().nth(1).as_deref() {
-        Some("warm") => warm::run(&mut screen),
-        Some("backup") => backup::run(&mut screen),
+    let mut arguments = std::env::args().skip(1);
+    let done = match arguments.next().as_deref() {
+        Some("warm") => warm::run(&mut screen).map(|()| true),
+        Some("backup") => backup::run(&mut screen).map(|()| true),
+        Some("goals") => run_goals(&mut screen, arguments),
         other => usage(other),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("strata-bench: {error:#}");
             ExitCode::FAILURE
@@ -27,6 +38,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn usage(given: Option<&str>) -> Result<()> {
-    bail!("\"{}\" is no benchmark; there are warm and backup", given.unwrap_or(""))
+fn run_goals(screen: &mut Screen, mut arguments: impl Iterator<Item = String>) -> Result<bool> {
+    let (mut smoke, mut out) = (false, None);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--smoke" => smoke = true,
+            "--out" => out = arguments.next().map(PathBuf::from),
+            other => bail!("\"{other}\" is no option of goals; there are --smoke and --out DIR"),
+        }
+    }
+    goals::run(screen, smoke, &out.map_or_else(goals::default_output, Ok)?)
+}
+
+fn usage(given: Option<&str>) -> Result<bool> {
+    bail!("\"{}\" is no benchmark; there are goals, warm and backup", given.unwrap_or(""))
 }
