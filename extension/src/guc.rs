@@ -22,6 +22,8 @@ pub static ENABLE_PROMOTER: GucSetting<bool> = GucSetting::<bool>::new(true);
 pub static POLICY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
 /// `strata.swap_timeout`, seconds
 pub static SWAP_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(300);
+/// `strata.test_fold`
+pub static TEST_FOLD: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// `strata.snapshot_wait`
 pub static SNAPSHOT_WAIT: GucSetting<i32> = GucSetting::<i32>::new(3000);
 /// `strata.consolidate_threshold`
@@ -128,6 +130,14 @@ pub fn register() {
         86_400,
         GucContext::Userset,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"strata.test_fold",
+        c"For tests: folds every change into fragments once it has committed.",
+        c"",
+        &TEST_FOLD,
+        GucContext::Postmaster,
+        GucFlags::NO_SHOW_ALL,
     );
     GucRegistry::define_int_guc(
         c"strata.snapshot_wait",

@@ -54,6 +54,7 @@ pub extern "C-unwind" fn _PG_init() {
         }
     }
     plan::init();
+    tier::test_fold::install();
 }
 
 #[pg_guard]

@@ -11,10 +11,20 @@ use strata_tests::{Cluster, Options, checks, source_dir, twin};
 fn compare(name: &str) {
     let file = source_dir().join("slt").join(format!("{name}.sql"));
     let text = std::fs::read_to_string(&file).unwrap();
-    let options = if script::self_check() { Options::new().plain() } else { Options::new() };
-    let cluster = Cluster::with(options).unwrap();
-    if let Err(error) = script::compare(&cluster, name, &text) {
-        panic!("{error:#}");
+    if script::self_check() {
+        let cluster = Cluster::with(Options::new().plain()).unwrap();
+        return script::compare(&cluster, name, &text).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+    // As it is; and with every change folded into fragments before the next statement.
+    let folded = Options::new()
+        .set("strata.test_fold", "on")
+        .set("strata.consolidate_threshold", "0")
+        .set("strata.snapshot_wait", "0");
+    for (how, options) in [("", Options::new()), (", folded", folded)] {
+        let cluster = Cluster::with(options).unwrap();
+        if let Err(error) = script::compare(&cluster, name, &text) {
+            panic!("{name}{how}: {error:#}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use super::handler::heap;
 use super::{deletion, promote, ssi, unique};
 use crate::pg::{compat, guarded, tid};
+use crate::tier::test_fold;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 
@@ -23,6 +24,7 @@ pub unsafe extern "C-unwind" fn tuple_delete(
 ) -> TM_Result::Type {
     // SAFETY: the arguments are the executor's, as for the heap.
     unsafe {
+        test_fold::changed(rel);
         let call = |at: ItemPointer, cid, crosscheck| {
             guarded(|| {
                 heap().tuple_delete.unwrap_unchecked()(rel, at, cid, snapshot, crosscheck, wait, tmfd, changing_part)
@@ -149,6 +151,7 @@ pub unsafe extern "C-unwind" fn tuple_update(
 ) -> TM_Result::Type {
     // SAFETY: the arguments are the executor's, as for the heap.
     unsafe {
+        test_fold::changed(rel);
         let call = |at: ItemPointer, cid, crosscheck| {
             guarded(|| {
                 heap().tuple_update.unwrap_unchecked()(
@@ -245,6 +248,7 @@ pub unsafe extern "C-unwind" fn tuple_insert(
 ) {
     // SAFETY: the arguments are the executor's, as for the heap.
     unsafe {
+        test_fold::changed(rel);
         unique::check_fragments(rel, slot);
         guarded(|| heap().tuple_insert.unwrap_unchecked()(rel, slot, cid, options, bistate));
     }
@@ -262,6 +266,7 @@ pub unsafe extern "C-unwind" fn multi_insert(
 ) {
     // SAFETY: the arguments are the executor's, as for the heap; `slots` has `n` elements.
     unsafe {
+        test_fold::changed(rel);
         for slot in std::slice::from_raw_parts(slots, n as usize) {
             promote_conflicting(rel, *slot, cid);
         }
@@ -294,6 +299,7 @@ pub unsafe extern "C-unwind" fn tuple_insert_speculative(
 ) {
     // SAFETY: the arguments are the executor's, as for the heap.
     unsafe {
+        test_fold::changed(rel);
         promote_conflicting(rel, slot, cid);
         guarded(|| heap().tuple_insert_speculative.unwrap_unchecked()(rel, slot, cid, options, bistate, token));
     }

@@ -449,3 +449,35 @@ pub unsafe fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg_sys::I
     #[cfg(any(feature = "pg15", feature = "pg16"))]
     let _ = (index, info);
 }
+
+/// Lifts what a database or a role sets to limit sessions, as autovacuum does: work in the background takes its time.
+pub fn lift_session_limits() {
+    let limits = [
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"0"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        (c"transaction_timeout", c"0"),
+        (c"default_transaction_isolation", c"read committed"),
+    ];
+    for (name, value) in limits {
+        // SAFETY: parameters of the server and values that they take.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+/// Has the settings' nest level that is open look for names in `pg_catalog` only, as maintenance commands do from PostgreSQL 17 on.
+pub fn restrict_search_path() {
+    // SAFETY: the caller opened a nest level.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    unsafe {
+        pg_sys::RestrictSearchPath();
+    }
+}

@@ -38,7 +38,8 @@ impl OpenRelation {
     pub fn try_open(oid: pg_sys::Oid, lock: u32) -> Option<Self> {
         // SAFETY: try_relation_open returns NULL for an OID that is no relation.
         let rel = unsafe { pg_sys::try_relation_open(oid, lock as pg_sys::LOCKMODE) };
-        (!rel.is_null()).then_some(Self(rel))
+        // Not `then_some`, which would make, and close, what is not open.
+        if rel.is_null() { None } else { Some(Self(rel)) }
     }
 }
 

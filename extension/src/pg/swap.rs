@@ -73,15 +73,33 @@ pub unsafe fn build_indexes(rel: Relation, transient: Relation, wanted: impl Fn(
 /// Inserts index entries for the tuples of `transient` from block `from` on. Nothing is checked: the rows satisfied the
 /// table's constraints where they come from.
 ///
+/// Index expressions are the code of the table's owner and run as such, also when a superuser or a worker moves the table. (Building
+/// an index does so by itself.)
+///
 /// # Safety
 /// `transient` is open and locked; its copies have no entries for these tuples.
 pub unsafe fn insert_entries(transient: Relation, copies: &[IndexCopy], from: BlockNumber) {
-    // SAFETY: the caller's promise; a tuple is used while its buffer is pinned.
+    // SAFETY: the caller's promise; an ERROR in between gives the transaction's own user and settings back.
     unsafe {
         let blocks = RelationGetNumberOfBlocksInFork(transient, ForkNumber::MAIN_FORKNUM);
         if copies.is_empty() || from >= blocks {
             return;
         }
+        let (mut user, mut context) = (Oid::INVALID, 0);
+        GetUserIdAndSecContext(&mut user, &mut context);
+        SetUserIdAndSecContext((*(*transient).rd_rel).relowner, context | SECURITY_RESTRICTED_OPERATION as i32);
+        let level = NewGUCNestLevel();
+        compat::restrict_search_path();
+        insert_as_owner(transient, copies, from..blocks);
+        AtEOXact_GUC(false, level);
+        SetUserIdAndSecContext(user, context);
+    }
+}
+
+/// [`insert_entries`] for some blocks.
+unsafe fn insert_as_owner(transient: Relation, copies: &[IndexCopy], blocks: std::ops::Range<BlockNumber>) {
+    // SAFETY: the caller's promise; a tuple is used while its buffer is pinned.
+    unsafe {
         let indexes: Vec<_> = copies
             .iter()
             .map(|c| {
@@ -95,7 +113,7 @@ pub unsafe fn insert_entries(transient: Relation, copies: &[IndexCopy], from: Bl
         (*econtext).ecxt_scantuple = slot;
         let predicates: Vec<_> =
             indexes.iter().map(|(_, info)| ExecPrepareQual((**info).ii_Predicate, estate)).collect();
-        for block in from..blocks {
+        for block in blocks {
             pgrx::check_for_interrupts!();
             let buffer = ReadBuffer(transient, block);
             for offset in 1..=compat::max_offset(BufferGetPage(buffer)) {

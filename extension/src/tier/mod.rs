@@ -9,6 +9,7 @@
 pub mod consolidate;
 pub mod online;
 pub mod sweep;
+pub mod test_fold;
 pub mod to_hot;
 pub mod to_warm;
 pub mod worker;

@@ -100,6 +100,7 @@ pub extern "C-unwind" fn strata_policies_main(arg: pg_sys::Datum) {
         crate::pg::ext::pqsignal(libc::SIGTERM, Some(crate::pg::ext::die));
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::Oid::INVALID, 0);
+        crate::pg::compat::lift_session_limits();
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         let installed = pg_sys::get_extension_oid(c"strata".as_ptr(), true) != pg_sys::Oid::INVALID;
