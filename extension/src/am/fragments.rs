@@ -148,9 +148,14 @@ impl TableFragment {
     /// # Safety
     /// `tupdesc` is the table's.
     pub unsafe fn relies_on_catalog(&self, tupdesc: pg_sys::TupleDesc) -> bool {
-        let fragment = self.open();
         // SAFETY: the caller's promise.
-        unsafe { self.columns(&fragment, tupdesc) }.iter().any(|c| matches!(c, ColumnSource::Missing(_, false)))
+        unsafe {
+            if !(0..(*tupdesc).natts as usize).any(|i| compat::attribute(tupdesc, i).atthasmissing) {
+                return false;
+            }
+            let fragment = self.open();
+            self.columns(&fragment, tupdesc).iter().any(|c| matches!(c, ColumnSource::Missing(_, false)))
+        }
     }
 }
 

@@ -126,7 +126,7 @@ unsafe fn write(rel: Relation, table: &Rc<TableFragments>, horizon: TransactionI
     // SAFETY: `rel` is open and locked.
     unsafe {
         let gone = deletion::deleted_before(rel, horizon);
-        let groups: Vec<Group> = groups(table, &gone)
+        let groups: Vec<Group> = groups(rel, table, &gone)
             .into_iter()
             .map(|members| {
                 pgrx::check_for_interrupts!();
@@ -165,8 +165,9 @@ fn gone_of(f: &TableFragment, gone: &RoaringTreemap) -> u64 {
     }
 }
 
-/// Which neighbours are to be written again together: those that have lost many rows, and runs of small ones.
-fn groups(table: &TableFragments, gone: &RoaringTreemap) -> Vec<std::ops::Range<usize>> {
+/// Which neighbours are to be written again together: those that have lost many rows, and runs of small ones; and those with
+/// values that the catalog forgets when the table gets another file.
+unsafe fn groups(rel: Relation, table: &TableFragments, gone: &RoaringTreemap) -> Vec<std::ops::Range<usize>> {
     let most = guc::FRAGMENT_ROWS.get() as u64;
     let threshold = guc::CONSOLIDATE_THRESHOLD.get();
     let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
@@ -179,7 +180,9 @@ fn groups(table: &TableFragments, gone: &RoaringTreemap) -> Vec<std::ops::Range<
     for (i, f) in table.list.iter().enumerate() {
         let lost = gone_of(f, gone);
         let left = f.row.row_count - lost;
-        let worth = lost > 0 && lost as f64 >= threshold * f.row.row_count as f64;
+        // SAFETY: `rel` is the fragments' table, open.
+        let forgets = unsafe { f.relies_on_catalog((*rel).rd_att) };
+        let worth = forgets || (lost > 0 && lost as f64 >= threshold * f.row.row_count as f64);
         if !worth && left > most / 4 {
             close(start, i, due);
             (start, live, due) = (i + 1, 0, false);
