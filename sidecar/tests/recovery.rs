@@ -196,6 +196,9 @@ fn what_a_session_may_not_do_for_long_does_not_end_a_backup() {
     server.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 300000) g");
     server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     server.sql("ALTER DATABASE postgres SET idle_session_timeout = '50ms'");
+    if server.sql("SELECT current_setting('transaction_timeout', true) IS NOT NULL") == "t" {
+        server.sql("ALTER DATABASE postgres SET transaction_timeout = '100ms'");
+    }
     server.sql("ALTER DATABASE postgres SET default_transaction_read_only = on");
     server.sql("SELECT pg_reload_conf()");
     let backup = server.json(&["backup", "--jobs", "1"]);

@@ -60,6 +60,16 @@ fn a_policy_moves_what_is_old_and_makes_partitions_ahead() {
 fn the_background_worker_runs_policies_by_itself() {
     let cluster = Cluster::with(Options::new().set("strata.policy_interval", "1")).unwrap();
     let mut c = cluster.connect().unwrap();
+    // Limits are for sessions of users. (This one has begun already.)
+    c.batch_execute(
+        "ALTER DATABASE postgres SET default_transaction_isolation = 'serializable';
+         DO $$ BEGIN
+           IF EXISTS (SELECT FROM pg_settings WHERE name = 'transaction_timeout') THEN
+             ALTER DATABASE postgres SET transaction_timeout = '5ms';
+           END IF;
+         END $$",
+    )
+    .unwrap();
     c.batch_execute(EVENTS).unwrap();
     c.batch_execute("SELECT strata.manage('events', hot_for => '60 days')").unwrap();
     wait_for("the worker to move partitions", Duration::from_secs(60), || {
@@ -68,6 +78,48 @@ fn the_background_worker_runs_policies_by_itself() {
     })
     .unwrap();
     twin::assert_same(&mut c, "events", "twin").unwrap();
+}
+
+#[test]
+fn index_expressions_run_as_the_owner_of_the_table() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(
+        "CREATE ROLE owner_of_t; GRANT CREATE ON SCHEMA public TO owner_of_t; SET ROLE owner_of_t;
+         CREATE FUNCTION public.key_of(v text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+           IF current_user <> 'owner_of_t' THEN RAISE EXCEPTION 'run as %', current_user; END IF;
+           RETURN pg_catalog.upper(v);
+         END $$;
+         CREATE TABLE t (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 2000) i;
+         CREATE INDEX t_key ON t (public.key_of(v));
+         RESET ROLE",
+    )
+    .unwrap();
+    // Rows that come and change while the superuser moves the table get their index entries from the move.
+    for (run, function) in ["to_warm", "to_hot", "to_warm", "consolidate"].into_iter().enumerate() {
+        c.batch_execute("SET strata.failpoint = 'move:before_swap=sleep:1500'").unwrap();
+        std::thread::scope(|s| {
+            let mover = s.spawn(|| c.batch_execute(&format!("SELECT strata.{function}('t')")));
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            let mut owner = cluster.connect().unwrap();
+            owner
+                .batch_execute(&format!(
+                    "SET ROLE owner_of_t; INSERT INTO t VALUES ({run} + 10000, 'late{run}'); UPDATE t SET v = 'changed{run}' WHERE id = {run} + 1"
+                ))
+                .unwrap();
+            mover.join().unwrap().unwrap();
+        });
+        c.batch_execute(
+            "RESET strata.failpoint; SET enable_seqscan = off; SET strata.enable_warm_scan = off; SET ROLE owner_of_t",
+        )
+        .unwrap();
+        for what in ["late", "changed"] {
+            let sql = format!("SELECT count(*) FROM t WHERE public.key_of(v) = upper('{what}{run}')");
+            assert_eq!(twin::value(&mut c, &sql).unwrap(), "1", "{function}: {sql}");
+        }
+        c.batch_execute("RESET ROLE; RESET enable_seqscan; RESET strata.enable_warm_scan").unwrap();
+    }
 }
 
 #[test]
@@ -213,4 +265,35 @@ fn a_run_consolidates_worn_partitions() {
     c.batch_execute("CALL strata.run_policies()").unwrap();
     assert_eq!(jobs(&mut c), done, "a second run finds nothing to do");
     twin::assert_same(&mut c, "events", "twin").unwrap();
+}
+
+/// VACUUM of a worn table has it consolidated, without a policy.
+#[test]
+fn a_vacuum_has_a_worn_table_consolidated() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    for t in ["w", "h"] {
+        c.batch_execute(&format!("CREATE TABLE {t} AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 30000) g")).unwrap();
+    }
+    checks::rewarm(&mut c, "w").unwrap();
+    let deleted = "SELECT sum(deleted_rows) FROM strata.fragments";
+    for t in ["w", "h"] {
+        c.batch_execute(&format!("DELETE FROM {t} WHERE id % 20 = 0")).unwrap();
+    }
+    c.batch_execute("VACUUM w").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(twin::value(&mut c, deleted).unwrap(), "1500", "a twentieth is not worth it");
+    for t in ["w", "h"] {
+        c.batch_execute(&format!("DELETE FROM {t} WHERE id % 3 = 0")).unwrap();
+    }
+    c.batch_execute("SET strata.consolidate_on_vacuum = off").unwrap();
+    c.batch_execute("VACUUM w").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_ne!(twin::value(&mut c, deleted).unwrap(), "0", "it was switched off");
+    c.batch_execute("RESET strata.consolidate_on_vacuum").unwrap();
+    c.batch_execute("VACUUM w").unwrap();
+    wait_for("the consolidation", Duration::from_secs(30), || Ok(twin::value(&mut c, deleted)? == "0")).unwrap();
+    assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.deletion").unwrap(), "0");
+    twin::assert_same(&mut c, "w", "h").unwrap();
+    checks::store_is_exact(&cluster).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The background workers that run the policies.
+//! The background workers that run the policies, and those that VACUUM starts to consolidate a table.
 //!
 //! A launcher, started with the server, starts a worker for one database after the other every `strata.policy_interval`. The
 //! worker calls `strata.run_policies()` and `strata.sweep()` if the extension is there, and ends. A run that is still busy is not doubled:
@@ -110,6 +110,43 @@ pub extern "C-unwind" fn strata_policies_main(arg: pg_sys::Datum) {
         }
         run_top_level(c"CALL strata.run_policies()", pg_sys::CommandTag::CMDTAG_CALL);
         run_top_level(c"SELECT strata.sweep()", pg_sys::CommandTag::CMDTAG_SELECT);
+    }
+}
+
+/// Has a background worker consolidate a table of this database. Where none can be started now, a later VACUUM tries again.
+pub fn start_consolidation(relid: pg_sys::Oid) {
+    // SAFETY: a plain variable of the backend.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let both = (u64::from(database.to_u32()) << 32) | u64::from(relid.to_u32());
+    let _ = BackgroundWorkerBuilder::new("strata consolidation")
+        .set_type("strata consolidation")
+        .set_library("strata")
+        .set_function("strata_consolidation_main")
+        .set_argument((both as i64).into_datum())
+        .enable_spi_access()
+        .set_restart_time(None)
+        .load_dynamic();
+}
+
+/// The consolidation worker's main function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn strata_consolidation_main(arg: pg_sys::Datum) {
+    let both = arg.value() as u64;
+    let (database, relid) = (pg_sys::Oid::from((both >> 32) as u32), both as u32);
+    // SAFETY: a background worker's start, then a command of its own; SIGTERM ends a running one.
+    unsafe {
+        crate::pg::ext::pqsignal(libc::SIGTERM, Some(crate::pg::ext::die));
+        pg_sys::BackgroundWorkerUnblockSignals();
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::Oid::INVALID, 0);
+        // The table may be gone, or hot, by the time that VACUUM lets go of it.
+        let sql = format!(
+            "SELECT strata.consolidate(c.oid) FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_am AS a ON a.oid OPERATOR(pg_catalog.=) c.relam \
+             WHERE c.oid OPERATOR(pg_catalog.=) {relid}::pg_catalog.oid AND a.amname OPERATOR(pg_catalog.=) 'warm'"
+        );
+        if let Ok(sql) = std::ffi::CString::new(sql) {
+            run_top_level(&sql, pg_sys::CommandTag::CMDTAG_SELECT);
+        }
     }
 }
 

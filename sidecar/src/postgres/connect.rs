@@ -165,11 +165,13 @@ impl Conninfo {
             }
         });
         // What we run must not depend on what a role or database has set. A backup's session is idle for as long as the copy
-        // takes; rows about work must not wait for a standby that is gone.
+        // takes (transaction_timeout is there from PostgreSQL 17 on); rows about work must not wait for a standby that is gone.
         client
             .batch_execute(
                 "SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0; \
                  SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
+                 SELECT set_config('transaction_timeout', '0', false) \
+                     WHERE current_setting('transaction_timeout', true) IS NOT NULL; \
                  SET default_transaction_read_only = off; SET synchronous_commit = local; \
                  SET timezone = 'UTC'; SET client_min_messages = warning",
             )
