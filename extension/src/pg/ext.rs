@@ -109,6 +109,24 @@ unsafe extern "C-unwind" {
     pub fn pqsignal(signal: c_int, handler: Option<unsafe extern "C-unwind" fn(c_int)>) -> *mut c_void;
     /// `postgres.c`
     pub fn die(signal: c_int);
+    /// `planner.c`
+    pub fn standard_planner(
+        query: *mut Query,
+        text: *const c_char,
+        options: c_int,
+        params: ParamListInfo,
+    ) -> *mut PlannedStmt;
+    /// `utility.c`
+    pub fn standard_ProcessUtility(
+        statement: *mut PlannedStmt,
+        text: *const c_char,
+        read_only: bool,
+        context: ProcessUtilityContext::Type,
+        params: ParamListInfo,
+        environment: *mut QueryEnvironment,
+        receiver: *mut DestReceiver,
+        completion: *mut QueryCompletion,
+    );
 }
 
 /// `InvalidSubTransactionId` (c.h)

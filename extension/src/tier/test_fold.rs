@@ -8,7 +8,7 @@
 use super::consolidate::consolidate;
 use crate::am::handler;
 use crate::guc;
-use crate::pg::{OpenRelation, catalog, guarded};
+use crate::pg::{OpenRelation, catalog, ext};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -16,6 +16,8 @@ use std::collections::BTreeSet;
 
 thread_local! {
     static CHANGED: RefCell<BTreeSet<u32>> = const { RefCell::new(BTreeSet::new()) };
+    /// The transaction of the last fold, and its tables.
+    static FOLDED: RefCell<(u32, BTreeSet<u32>)> = const { RefCell::new((0, BTreeSet::new())) };
 }
 
 static mut PREVIOUS_PLANNER: pg_sys::planner_hook_type = None;
@@ -48,7 +50,9 @@ pub unsafe fn changed(rel: pg_sys::Relation) {
     }
 }
 
-#[pg_guard]
+// Neither hook catches what PostgreSQL raises: an error reaches the client with all that it says. So they hold nothing that
+// would have to be dropped, and call PostgreSQL's own functions and not those of pgrx, which catch.
+
 unsafe extern "C-unwind" fn planner(
     query: *mut pg_sys::Query,
     text: *const core::ffi::c_char,
@@ -60,14 +64,10 @@ unsafe extern "C-unwind" fn planner(
         if pg_sys::ActivePortal.is_null() {
             fold();
         }
-        match PREVIOUS_PLANNER {
-            Some(previous) => guarded(|| previous(query, text, options, params)),
-            None => pg_sys::standard_planner(query, text, options, params),
-        }
+        PREVIOUS_PLANNER.unwrap_or(ext::standard_planner)(query, text, options, params)
     }
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn utility(
     statement: *mut pg_sys::PlannedStmt,
     text: *const core::ffi::c_char,
@@ -82,40 +82,44 @@ unsafe extern "C-unwind" fn utility(
     // SAFETY: the arguments are PostgreSQL's.
     unsafe {
         let tag = (*(*statement).utilityStmt).type_;
-        let leaves_alone = [T::T_TransactionStmt, T::T_VariableSetStmt, T::T_VariableShowStmt, T::T_FetchStmt];
-        if context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL && !leaves_alone.contains(&tag) {
+        let leaves_alone = matches!(
+            tag,
+            T::T_TransactionStmt | T::T_VariableSetStmt | T::T_VariableShowStmt | T::T_FetchStmt | T::T_DiscardStmt
+        );
+        if context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL && !leaves_alone {
             fold();
         }
-        match PREVIOUS_UTILITY {
-            Some(previous) => guarded(|| {
-                previous(statement, text, read_only, context, params, environment, receiver, completion);
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                text,
-                read_only,
-                context,
-                params,
-                environment,
-                receiver,
-                completion,
-            ),
-        }
+        PREVIOUS_UTILITY.unwrap_or(ext::standard_ProcessUtility)(
+            statement,
+            text,
+            read_only,
+            context,
+            params,
+            environment,
+            receiver,
+            completion,
+        );
     }
 }
 
 /// Folds what this session has changed, where that can be done now.
-unsafe fn fold() {
+#[pg_guard]
+unsafe extern "C-unwind" fn fold() {
     // SAFETY: called at the start of a statement, with nothing of this session in execution.
     unsafe {
-        if CHANGED.with_borrow(BTreeSet::is_empty)
-            || pg_sys::IsTransactionBlock()
-            || pg_sys::XactReadOnly
-            || catalog::oids().is_none()
-        {
+        if pg_sys::IsTransactionBlock() {
+            return;
+        }
+        // What was folded in a statement that failed was not.
+        let (xid, folded) = FOLDED.take();
+        if !folded.is_empty() && !pg_sys::TransactionIdDidCommit(pg_sys::TransactionId::from_inner(xid)) {
+            CHANGED.with_borrow_mut(|tables| tables.extend(folded));
+        }
+        if CHANGED.with_borrow(BTreeSet::is_empty) || pg_sys::XactReadOnly || catalog::oids().is_none() {
             return;
         }
         let tables = CHANGED.take();
+        let mut folded = BTreeSet::new();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         for table in tables {
             let relid = pg_sys::Oid::from_u32(table);
@@ -131,8 +135,10 @@ unsafe fn fold() {
             });
             if foldable {
                 catalog::as_owner(|| consolidate(relid));
+                folded.insert(table);
             }
         }
         pg_sys::PopActiveSnapshot();
+        FOLDED.set((pg_sys::GetCurrentTransactionIdIfAny().into_inner(), folded));
     }
 }
