@@ -22,6 +22,8 @@ pub static ENABLE_PROMOTER: GucSetting<bool> = GucSetting::<bool>::new(true);
 pub static POLICY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(60);
 /// `strata.swap_timeout`, seconds
 pub static SWAP_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(300);
+/// `strata.consolidate_on_vacuum`
+pub static CONSOLIDATE_ON_VACUUM: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// `strata.test_fold`
 pub static TEST_FOLD: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// `strata.snapshot_wait`
@@ -130,6 +132,14 @@ pub fn register() {
         86_400,
         GucContext::Userset,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"strata.consolidate_on_vacuum",
+        c"VACUUM of a warm table that has lost many rows, or has many in its delta store, has it consolidated in the background.",
+        c"",
+        &CONSOLIDATE_ON_VACUUM,
+        GucContext::Userset,
+        GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"strata.test_fold",

@@ -273,7 +273,10 @@ fn a_vacuum_has_a_worn_table_consolidated() {
     let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
     let mut c = cluster.connect().unwrap();
     for t in ["w", "h"] {
-        c.batch_execute(&format!("CREATE TABLE {t} AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 30000) g")).unwrap();
+        c.batch_execute(&format!(
+            "CREATE TABLE {t} AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 30000) g"
+        ))
+        .unwrap();
     }
     checks::rewarm(&mut c, "w").unwrap();
     let deleted = "SELECT sum(deleted_rows) FROM strata.fragments";
@@ -292,7 +295,8 @@ fn a_vacuum_has_a_worn_table_consolidated() {
     assert_ne!(twin::value(&mut c, deleted).unwrap(), "0", "it was switched off");
     c.batch_execute("RESET strata.consolidate_on_vacuum").unwrap();
     c.batch_execute("VACUUM w").unwrap();
-    wait_for("the consolidation", Duration::from_secs(30), || Ok(twin::value(&mut c, deleted)? == "0")).unwrap();
+    wait_for("the consolidation", Duration::from_secs(30), || twin::value(&mut c, deleted).is_ok_and(|v| v == "0"))
+        .unwrap();
     assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.deletion").unwrap(), "0");
     twin::assert_same(&mut c, "w", "h").unwrap();
     checks::store_is_exact(&cluster).unwrap();

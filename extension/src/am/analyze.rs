@@ -2,10 +2,14 @@
 //!
 //! ANALYZE samples heap blocks. A warm table with fragments keeps at least one heap page (empty if need be), and after the
 //! first sampled page the fragment rows are emitted, so they enter the row sample with their share.
+//!
+//! VACUUM vacuums the delta store and then, if it is worth it, has a background worker consolidate the table.
 
 use super::handler::heap;
 use super::{fragments, scan};
+use crate::guc;
 use crate::pg::{guarded, tid};
+use crate::tier::{consolidate, worker};
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 
@@ -114,6 +118,13 @@ pub unsafe extern "C-unwind" fn relation_vacuum(
     unsafe {
         guarded(|| heap().relation_vacuum.unwrap_unchecked()(rel, params, strategy));
         keep_one_page(rel);
+        // Not in VACUUM's own transaction, which other snapshots do not count: it may not write catalog rows.
+        if guc::CONSOLIDATE_ON_VACUUM.get()
+            && (*(*rel).rd_rel).relpersistence == RELPERSISTENCE_PERMANENT as i8
+            && consolidate::is_worth_it(rel)
+        {
+            worker::start_consolidation((*rel).rd_id);
+        }
     }
 }
 

@@ -29,8 +29,7 @@ use super::online;
 use super::to_warm::{self, Copied};
 use super::writer;
 use crate::am::fragments::{self, TableFragment, TableFragments};
-use crate::am::{analyze, deletion, handler, index, unique};
-use crate::error::StrataError;
+use crate::am::{analyze, deletion, index, unique};
 use crate::guc;
 use crate::pg::catalog::{self, FragmentRow};
 use crate::pg::swap::{self, IndexCopy};
@@ -38,6 +37,11 @@ use crate::pg::{OpenRelation, compat, failpoint};
 use pgrx::pg_sys::*;
 use roaring::{RoaringBitmap, RoaringTreemap};
 use std::rc::Rc;
+
+/// A delta store is large from so many rows on, and
+const DELTA_ROWS: u64 = 10_000;
+/// a page of it counts for so many.
+const DELTA_ROWS_PER_PAGE: u64 = 80;
 
 /// What a consolidation did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,18 +74,9 @@ struct Written {
 
 /// Consolidates warm table `relid`.
 pub fn consolidate(relid: Oid) -> Report {
-    online::check(relid);
-    // SAFETY: `check` saw an ordinary table; the lock keeps it.
+    // SAFETY: the lock keeps the table.
     unsafe {
-        LockRelationOid(relid, ShareUpdateExclusiveLock as i32);
-        let rel = OpenRelation::open(relid, NoLock);
-        if !handler::is_warm(rel.0) {
-            StrataError::WrongObject {
-                message: format!("table {} is not warm", crate::pg::qualified_name(relid)),
-                hint: "strata.to_warm() moves it.".into(),
-            }
-            .raise();
-        }
+        let rel = online::lock_warm(relid);
         let table = fragments::of(rel.0);
         let mut report = Report {
             fragments: (table.as_ref().map_or(0, |t| t.list.len() as u64), 0),
@@ -118,6 +113,29 @@ pub fn consolidate(relid: Oid) -> Report {
         report.fragments.1 = now.as_ref().map_or(0, |t| t.list.len() as u64);
         report.bytes.1 = now.map_or(0, |t| t.bytes());
         report
+    }
+}
+
+/// Whether a consolidation would be worth it: a fragment has lost `strata.consolidate_threshold` of its rows, or the delta store
+/// is large (the same rule as in `strata.policy_worn`).
+///
+/// # Safety
+/// `rel` is an open warm table.
+pub unsafe fn is_worth_it(rel: Relation) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pages = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
+        let delta = u64::from(pages.saturating_sub(1)) * DELTA_ROWS_PER_PAGE;
+        let Some(table) = fragments::of(rel) else { return delta > DELTA_ROWS };
+        if delta > DELTA_ROWS.max(table.rows() / 20) {
+            return true;
+        }
+        let gone = deletion::deleted_for_all(rel);
+        let threshold = guc::CONSOLIDATE_THRESHOLD.get();
+        table.list.iter().any(|f| {
+            let lost = gone_of(f, &gone);
+            lost > 0 && lost as f64 >= threshold * f.row.row_count as f64
+        })
     }
 }
 

@@ -5,10 +5,12 @@
 //! knows the snapshots of this server, of its standbys and of its slots. Such a tuple may be written without xmin and xmax.
 //! All others are carried over as they are (`rewriteheap.c`, as CLUSTER does), under the exclusive lock.
 
+use crate::am::handler;
 use crate::error::StrataError;
 use crate::guc;
-use crate::pg::{compat, ext, guarded, tid};
+use crate::pg::{OpenRelation, compat, ext, guarded, tid};
 use pgrx::pg_sys::*;
+use roaring::{RoaringBitmap, RoaringTreemap};
 use std::string::String;
 
 /// Refuses what cannot be moved, with a clear error.
@@ -45,6 +47,24 @@ pub fn check(relid: Oid) {
     }
 }
 
+/// Opens a warm table with the lock of step 1.
+pub fn lock_warm(relid: Oid) -> OpenRelation {
+    check(relid);
+    // SAFETY: `check` saw an ordinary table.
+    unsafe {
+        LockRelationOid(relid, ShareUpdateExclusiveLock as i32);
+        let rel = OpenRelation::open(relid, NoLock);
+        if !handler::is_warm(rel.0) {
+            StrataError::WrongObject {
+                message: format!("table {} is not warm", crate::pg::qualified_name(relid)),
+                hint: "strata.partitions shows the tier of each partition.".into(),
+            }
+            .raise();
+        }
+        rel
+    }
+}
+
 /// A TID as a number, in the order of the table.
 pub fn tag(at: &ItemPointerData) -> u64 {
     (u64::from(tid::block(at)) << 16) | u64::from(at.ip_posid)
@@ -76,7 +96,7 @@ pub unsafe fn wait_for_horizon(rel: Relation) -> TransactionId {
 ///
 /// # Safety
 /// `block` is a block of `rel`, which is open.
-pub unsafe fn read(rel: Relation, block: BlockNumber, strategy: BufferAccessStrategy) -> Buffer {
+unsafe fn read(rel: Relation, block: BlockNumber, strategy: BufferAccessStrategy) -> Buffer {
     // SAFETY: `block` is below the relation's length.
     unsafe {
         let buffer = ReadBufferExtended(rel, ForkNumber::MAIN_FORKNUM, block, ReadBufferMode::RBM_NORMAL, strategy);
@@ -89,7 +109,7 @@ pub unsafe fn read(rel: Relation, block: BlockNumber, strategy: BufferAccessStra
 ///
 /// # Safety
 /// The page is share-locked.
-pub unsafe fn for_each_tuple(rel: Relation, buffer: Buffer, block: BlockNumber, mut f: impl FnMut(&mut HeapTupleData)) {
+unsafe fn for_each_tuple(rel: Relation, buffer: Buffer, block: BlockNumber, mut f: impl FnMut(&mut HeapTupleData)) {
     // SAFETY: the page is locked; line pointers up to the maximum offset are valid.
     unsafe {
         let page = BufferGetPage(buffer);
@@ -107,7 +127,7 @@ pub unsafe fn for_each_tuple(rel: Relation, buffer: Buffer, block: BlockNumber, 
 ///
 /// # Safety
 /// The tuple's page is locked.
-pub unsafe fn everybody_sees(tuple: &mut HeapTupleData, horizon: TransactionId, buffer: Buffer) -> bool {
+unsafe fn everybody_sees(tuple: &mut HeapTupleData, horizon: TransactionId, buffer: Buffer) -> bool {
     // SAFETY: the page is locked.
     unsafe {
         let xmin = compat::tuple_xmin(tuple.t_data);
@@ -152,6 +172,111 @@ pub unsafe fn lock_for_swap(relid: Oid) {
         }
     }
     StrataError::SwapTimeout { relid, seconds }.raise()
+}
+
+/// The heap pages of a table as step 1 of a move has read them.
+pub struct PagesRead {
+    /// Rows that were taken have an xmin before this.
+    horizon: TransactionId,
+    /// Pages whose LSN is not beyond this have not changed since.
+    since: XLogRecPtr,
+    /// Pages that had rows which were not taken.
+    left_over: RoaringBitmap,
+    /// Pages that were read.
+    blocks: BlockNumber,
+}
+
+impl PagesRead {
+    /// Reads all pages and gives `take` each tuple that everybody sees. The tuple's page is pinned and not locked.
+    ///
+    /// # Safety
+    /// `rel` is open; a snapshot is active.
+    pub unsafe fn read(rel: Relation, mut take: impl FnMut(&mut HeapTupleData)) -> Self {
+        // SAFETY: the caller's promise; each page is pinned and share-locked while its tuples are looked at.
+        unsafe {
+            let horizon = wait_for_horizon(rel);
+            let since = GetXLogInsertRecPtr();
+            let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
+            let mut left_over = RoaringBitmap::new();
+            let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
+            for block in 0..blocks {
+                pgrx::check_for_interrupts!();
+                let buffer = read(rel, block, strategy);
+                let mut live: Vec<HeapTupleData> = Vec::new();
+                for_each_tuple(rel, buffer, block, |tuple| {
+                    if everybody_sees(tuple, horizon, buffer) {
+                        live.push(*tuple);
+                    } else {
+                        left_over.insert(block);
+                    }
+                });
+                // The pin keeps the tuples where they are; detoasting must not happen under the page lock.
+                LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
+                live.iter_mut().for_each(&mut take);
+                ReleaseBuffer(buffer);
+            }
+            FreeAccessStrategy(strategy);
+            Self { horizon, since, left_over, blocks }
+        }
+    }
+
+    /// Step 2: looks again at pages that changed since, or had rows that were not taken. Gives `carry` each tuple that was not
+    /// taken, with what VACUUM would say of it; the tuple's page is pinned. Returns which of the tuples that were taken are
+    /// still there.
+    ///
+    /// # Safety
+    /// `rel` is locked against everybody.
+    pub unsafe fn read_again(
+        &self,
+        rel: Relation,
+        oldest_xmin: TransactionId,
+        mut carry: impl FnMut(&mut HeapTupleData, HTSV_Result::Type),
+    ) -> Changed {
+        // SAFETY: the caller's promise; pages are locked while they are looked at.
+        unsafe {
+            let mut changed = Changed::default();
+            let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
+            for block in 0..RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM) {
+                pgrx::check_for_interrupts!();
+                let buffer = read(rel, block, strategy);
+                let unchanged = block < self.blocks
+                    && !self.left_over.contains(block)
+                    && compat::page_lsn(BufferGetPage(buffer)) <= self.since;
+                if unchanged {
+                    UnlockReleaseBuffer(buffer);
+                    continue;
+                }
+                changed.pages.insert(block);
+                let mut carried: Vec<(HeapTupleData, HTSV_Result::Type)> = Vec::new();
+                for_each_tuple(rel, buffer, block, |tuple| {
+                    if block < self.blocks && everybody_sees(tuple, self.horizon, buffer) {
+                        changed.still_there.insert(tag(&tuple.t_self));
+                    } else {
+                        carried.push((*tuple, HeapTupleSatisfiesVacuum(tuple, oldest_xmin, buffer)));
+                    }
+                });
+                LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
+                carried.iter_mut().for_each(|(tuple, status)| carry(tuple, *status));
+                ReleaseBuffer(buffer);
+            }
+            FreeAccessStrategy(strategy);
+            changed
+        }
+    }
+}
+
+/// What [`PagesRead::read_again`] found.
+#[derive(Default)]
+pub struct Changed {
+    pages: RoaringBitmap,
+    still_there: RoaringTreemap,
+}
+
+impl Changed {
+    /// Whether the tuple with this tag, which was taken, is gone.
+    pub fn is_gone(&self, tag: u64) -> bool {
+        self.pages.contains((tag >> 16) as u32) && !self.still_there.contains(tag)
+    }
 }
 
 /// Copies old tuples into a new table as CLUSTER does, with their xmin and xmax.

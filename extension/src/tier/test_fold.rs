@@ -130,6 +130,7 @@ unsafe extern "C-unwind" fn fold() {
             let foldable = OpenRelation::try_open(relid, pg_sys::NoLock).is_some_and(|rel| {
                 // Deferred triggers run statements while the transaction's own tables are open.
                 (*rel.0).rd_refcnt == 1
+                    && (*(*rel.0).rd_rel).relkind == pg_sys::RELKIND_RELATION as i8
                     && handler::is_warm(rel.0)
                     && (*(*rel.0).rd_rel).relpersistence == pg_sys::RELPERSISTENCE_PERMANENT as i8
             });

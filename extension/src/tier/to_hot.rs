@@ -24,27 +24,20 @@
 //! **Crash or abort** at any point leaves the table as it was: the transient table and its files vanish with the transaction.
 //! The fragments' catalog rows stay for the sweeper after the commit.
 
-use super::online::{self, Rewrite, everybody_sees, for_each_tuple, read, tag};
-use crate::am::{fragments, handler, index};
+use super::online::{self, PagesRead, Rewrite, tag};
+use crate::am::{fragments, index};
 use crate::error::StrataError;
 use crate::pg::catalog::{self, Deletion, DeletionScan};
 use crate::pg::swap::{self, IndexCopy};
 use crate::pg::{OpenRelation, compat, ext, failpoint, guarded, tid};
 use pgrx::pg_sys::*;
-use roaring::{RoaringBitmap, RoaringTreemap};
+use roaring::RoaringTreemap;
 use std::collections::{HashMap, HashSet};
 
 /// What step 1 has done.
 struct Copied {
     places: Places,
-    /// Delta rows that were copied have an xmin before this.
-    horizon: TransactionId,
-    /// Pages of the delta store whose LSN is not beyond this have not changed since.
-    since: XLogRecPtr,
-    /// Pages that had rows which were not copied.
-    left_over: RoaringBitmap,
-    /// Pages that were read.
-    blocks: BlockNumber,
+    pages: PagesRead,
     indexes: Vec<IndexCopy>,
 }
 
@@ -90,18 +83,9 @@ impl Places {
 /// Moves warm table `relid` back to heap; returns its rows.
 pub fn to_hot(relid: Oid) -> i64 {
     let started = std::time::Instant::now();
-    online::check(relid);
-    // SAFETY: `check` saw an ordinary table; the lock keeps it.
+    // SAFETY: the lock keeps the table.
     unsafe {
-        LockRelationOid(relid, ShareUpdateExclusiveLock as i32);
-        let rel = OpenRelation::open(relid, NoLock);
-        if !handler::is_warm(rel.0) {
-            StrataError::WrongObject {
-                message: format!("table {} is not warm", crate::pg::qualified_name(relid)),
-                hint: "strata.partitions shows the tier of each partition.".into(),
-            }
-            .raise();
-        }
+        let rel = online::lock_warm(relid);
         let transient = swap::transient(rel.0, HEAP_TABLE_AM_OID, ShareUpdateExclusiveLock);
         let copied = copy(rel.0, transient);
         drop(rel);
@@ -126,12 +110,9 @@ pub fn to_hot(relid: Oid) -> i64 {
 unsafe fn copy(rel: Relation, transient: Oid) -> Copied {
     // SAFETY: `rel` is open; tuples of the delta store are used while their page is pinned.
     unsafe {
-        let horizon = online::wait_for_horizon(rel);
-        let since = GetXLogInsertRecPtr();
         let new = OpenRelation::open(transient, AccessExclusiveLock);
         let mut places = Places::default();
-        let mut left_over = RoaringBitmap::new();
-        let mut rewrite = Rewrite::begin(rel, new.0, horizon);
+        let mut rewrite = Rewrite::begin(rel, new.0, GetOldestNonRemovableTransactionId(rel));
         let mut frozen = FrozenHeader::new();
 
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
@@ -146,33 +127,16 @@ unsafe fn copy(rel: Relation, transient: Oid) -> Copied {
         });
         ExecDropSingleTupleTableSlot(slot);
 
-        let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
-        let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
-        for block in 0..blocks {
-            pgrx::check_for_interrupts!();
-            let buffer = read(rel, block, strategy);
-            let mut live: Vec<HeapTupleData> = Vec::new();
-            for_each_tuple(rel, buffer, block, |tuple| {
-                if everybody_sees(tuple, horizon, buffer) {
-                    live.push(*tuple);
-                } else {
-                    left_over.insert(block);
-                }
-            });
-            LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
-            for tuple in &mut live {
-                let copy = rewrite.reform(tuple);
-                rewrite.write(frozen.tuple(), copy);
-                places.add(places.total(), &(*copy).t_self);
-                places.delta.insert(tag(&tuple.t_self));
-                heap_freetuple(copy);
-            }
-            ReleaseBuffer(buffer);
-        }
-        FreeAccessStrategy(strategy);
+        let pages = PagesRead::read(rel, |tuple| {
+            let copy = rewrite.reform(tuple);
+            rewrite.write(frozen.tuple(), copy);
+            places.add(places.total(), &(*copy).t_self);
+            places.delta.insert(tag(&tuple.t_self));
+            heap_freetuple(copy);
+        });
         rewrite.end();
         let indexes = swap::build_indexes(rel, new.0, |_| true);
-        Copied { places, horizon, since, left_over, blocks, indexes }
+        Copied { places, pages, indexes }
     }
 }
 
@@ -284,57 +248,25 @@ unsafe fn carry_over(relid: Oid, transient: Oid, copied: &Copied) -> u64 {
         }
         ExecDropSingleTupleTableSlot(slot);
 
-        let blocks = RelationGetNumberOfBlocksInFork(rel.0, ForkNumber::MAIN_FORKNUM);
-        let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
-        let mut changed = RoaringBitmap::new();
-        let mut still_there = RoaringTreemap::new();
-        for block in 0..blocks {
-            pgrx::check_for_interrupts!();
-            let buffer = read(rel.0, block, strategy);
-            let unchanged = block < copied.blocks
-                && !copied.left_over.contains(block)
-                && compat::page_lsn(BufferGetPage(buffer)) <= copied.since;
-            if unchanged {
-                UnlockReleaseBuffer(buffer);
-                continue;
+        let changed = copied.pages.read_again(rel.0, oldest_xmin, |tuple, status| {
+            if status == HTSV_Result::HEAPTUPLE_DEAD {
+                rewrite.dead(tuple);
+                return;
             }
-            changed.insert(block);
-            let mut carried: Vec<(HeapTupleData, HTSV_Result::Type)> = Vec::new();
-            for_each_tuple(rel.0, buffer, block, |tuple| {
-                let at = tag(&tuple.t_self);
-                if places.delta.contains(at) && everybody_sees(tuple, copied.horizon, buffer) {
-                    still_there.insert(at);
-                } else {
-                    carried.push((*tuple, HeapTupleSatisfiesVacuum(tuple, oldest_xmin, buffer)));
-                }
-            });
-            LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
-            for (mut tuple, status) in carried {
-                if status == HTSV_Result::HEAPTUPLE_DEAD {
-                    rewrite.dead(&mut tuple);
-                    continue;
-                }
-                if matches!(status, HTSV_Result::HEAPTUPLE_LIVE | HTSV_Result::HEAPTUPLE_INSERT_IN_PROGRESS) {
-                    added += 1;
-                }
-                if successors.contains(&tag(&tuple.t_self)) {
-                    let old = heap_copytuple(&mut tuple);
-                    (*(*old).t_data).t_infomask |= HEAP_UPDATED as u16;
-                    rewrite.carry(old);
-                    heap_freetuple(old);
-                } else {
-                    rewrite.carry(&mut tuple);
-                }
+            if matches!(status, HTSV_Result::HEAPTUPLE_LIVE | HTSV_Result::HEAPTUPLE_INSERT_IN_PROGRESS) {
+                added += 1;
             }
-            ReleaseBuffer(buffer);
-        }
-        FreeAccessStrategy(strategy);
+            if successors.contains(&tag(&tuple.t_self)) {
+                let old = heap_copytuple(tuple);
+                (*(*old).t_data).t_infomask |= HEAP_UPDATED as u16;
+                rewrite.carry(old);
+                heap_freetuple(old);
+            } else {
+                rewrite.carry(tuple);
+            }
+        });
         rewrite.end();
-        for at in &places.delta {
-            if changed.contains((at >> 16) as u32) && !still_there.contains(at) {
-                gone.extend(places.of_delta(at));
-            }
-        }
+        gone.extend(places.delta.iter().filter(|at| changed.is_gone(*at)).filter_map(|at| places.of_delta(at)));
         remove(new.0, &mut gone);
         swap::insert_entries(new.0, &copied.indexes, from);
         CacheInvalidateRelcache(rel.0);

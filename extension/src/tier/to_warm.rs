@@ -24,14 +24,13 @@
 //!
 //! **Logical decoding** sees nothing: the rewrite logs no logical changes.
 
-use super::online::{self, Rewrite, everybody_sees, for_each_tuple, read, tag};
+use super::online::{self, PagesRead, Rewrite, tag};
 use super::writer::{self, FragmentWriter};
 use crate::am::{analyze, fragments, handler, index, unique};
 use crate::error::StrataError;
 use crate::pg::swap::{self, IndexCopy};
 use crate::pg::{OpenRelation, catalog, compat, failpoint};
 use pgrx::pg_sys::*;
-use roaring::RoaringBitmap;
 use std::collections::HashSet;
 
 /// Moves the rows of heap table `relid` into fragments; returns how many.
@@ -73,54 +72,26 @@ pub fn to_warm(relid: Oid) -> i64 {
 /// What step 1 has done.
 pub(super) struct Copied {
     pub(super) finished: Vec<writer::Finished>,
-    /// Rows are in fragments if their xmin precedes this.
-    horizon: TransactionId,
-    /// Pages whose LSN is not beyond this have not changed since.
-    since: XLogRecPtr,
-    /// Pages that had rows which were not copied.
-    left_over: RoaringBitmap,
-    /// Pages that were read.
-    blocks: BlockNumber,
+    pages: PagesRead,
 }
 
 /// Step 1: reads the heap and writes the fragments.
 pub(super) unsafe fn copy(rel: Relation) -> Copied {
-    // SAFETY: `rel` is open; each page is pinned and share-locked while its tuples are looked at and copied.
+    // SAFETY: `rel` is open; tuples are used while their page is pinned.
     unsafe {
-        let horizon = online::wait_for_horizon(rel);
-        let since = GetXLogInsertRecPtr();
-        let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
         let mut writer = FragmentWriter::new(rel, rel);
-        let mut left_over = RoaringBitmap::new();
-        let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
         let natts = (*(*rel).rd_att).natts as usize;
         let (mut values, mut nulls) = (vec![Datum::null(); natts], vec![false; natts]);
         let context = writer::row_context();
-        for block in 0..blocks {
-            pgrx::check_for_interrupts!();
-            let buffer = read(rel, block, strategy);
-            let mut live: Vec<HeapTupleData> = Vec::new();
-            for_each_tuple(rel, buffer, block, |tuple| {
-                if everybody_sees(tuple, horizon, buffer) {
-                    live.push(*tuple);
-                } else {
-                    left_over.insert(block);
-                }
-            });
-            // The pin keeps the tuples where they are; detoasting must not happen under the page lock.
-            LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
-            for tuple in &mut live {
-                MemoryContextReset(context);
-                let old = MemoryContextSwitchTo(context);
-                heap_deform_tuple(tuple, (*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-                writer.push(values.as_ptr(), nulls.as_ptr(), tag(&tuple.t_self));
-                MemoryContextSwitchTo(old);
-            }
-            ReleaseBuffer(buffer);
-        }
+        let pages = PagesRead::read(rel, |tuple| {
+            MemoryContextReset(context);
+            let old = MemoryContextSwitchTo(context);
+            heap_deform_tuple(tuple, (*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            writer.push(values.as_ptr(), nulls.as_ptr(), tag(&tuple.t_self));
+            MemoryContextSwitchTo(old);
+        });
         MemoryContextDelete(context);
-        FreeAccessStrategy(strategy);
-        Copied { finished: writer.finish(), horizon, since, left_over, blocks }
+        Copied { finished: writer.finish(), pages }
     }
 }
 
@@ -162,53 +133,19 @@ unsafe fn swap(relid: Oid, transient: Oid, copied: &Copied, copies: &[IndexCopy]
 
 /// Copies what is not in the fragments to the new delta store; returns the tags of copied rows that are gone.
 pub(super) unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> {
-    // SAFETY: both relations are locked exclusively; pages are locked while they are looked at, and pinned while tuples of
-    // them are rewritten.
+    // SAFETY: both relations are locked exclusively; tuples are rewritten while their page is pinned.
     unsafe {
-        let blocks = RelationGetNumberOfBlocksInFork(old, ForkNumber::MAIN_FORKNUM);
         let oldest_xmin = GetOldestNonRemovableTransactionId(old);
         let mut rewrite = Rewrite::begin(old, new, oldest_xmin);
-        let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
-        let mut changed = RoaringBitmap::new();
-        let mut still_there: HashSet<u64> = HashSet::new();
-        for block in 0..blocks {
-            pgrx::check_for_interrupts!();
-            let buffer = read(old, block, strategy);
-            let unchanged = block < copied.blocks
-                && !copied.left_over.contains(block)
-                && compat::page_lsn(BufferGetPage(buffer)) <= copied.since;
-            if unchanged {
-                UnlockReleaseBuffer(buffer);
-                continue;
+        let changed = copied.pages.read_again(old, oldest_xmin, |tuple, status| {
+            if status == HTSV_Result::HEAPTUPLE_DEAD {
+                rewrite.dead(tuple);
+            } else {
+                rewrite.carry(tuple);
             }
-            changed.insert(block);
-            let mut carried: Vec<(HeapTupleData, HTSV_Result::Type)> = Vec::new();
-            for_each_tuple(old, buffer, block, |tuple| {
-                if block < copied.blocks && everybody_sees(tuple, copied.horizon, buffer) {
-                    still_there.insert(tag(&tuple.t_self));
-                } else {
-                    carried.push((*tuple, HeapTupleSatisfiesVacuum(tuple, oldest_xmin, buffer)));
-                }
-            });
-            LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
-            for (mut tuple, status) in carried {
-                if status == HTSV_Result::HEAPTUPLE_DEAD {
-                    rewrite.dead(&mut tuple);
-                } else {
-                    rewrite.carry(&mut tuple);
-                }
-            }
-            ReleaseBuffer(buffer);
-        }
-        FreeAccessStrategy(strategy);
+        });
         rewrite.end();
-        copied
-            .finished
-            .iter()
-            .flat_map(|f| f.tags.iter())
-            .filter(|t| changed.contains((**t >> 16) as u32) && !still_there.contains(t))
-            .copied()
-            .collect()
+        copied.finished.iter().flat_map(|f| f.tags.iter()).filter(|t| changed.is_gone(**t)).copied().collect()
     }
 }
 
