@@ -5,6 +5,7 @@ use crate::process::{self, as_server, give_to_server, kill9, terminate, wait_for
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -161,10 +162,12 @@ impl Agent {
             .spawn()
             .context("start strata agent")?;
         let mut agent = Self { child, log: log.to_path_buf() };
+        // The file is there a moment before somebody listens.
+        let answers = || UnixStream::connect(socket).is_ok();
         let waited = wait_for("the agent's socket", Duration::from_secs(30), || {
-            socket.exists() || !matches!(agent.child.try_wait(), Ok(None))
+            answers() || !matches!(agent.child.try_wait(), Ok(None))
         });
-        if waited.is_err() || !socket.exists() {
+        if waited.is_err() || !answers() {
             bail!("the agent did not come up:\n{}", agent.said());
         }
         Ok(agent)
