@@ -44,14 +44,37 @@ COMMENT ON TABLE strata.deletion IS 'The deletion vectors: a fragment row is del
 
 CREATE TABLE strata.policy (
     relid         regclass PRIMARY KEY,
-    hot_for       interval NOT NULL CHECK (hot_for > '0'),
+    hot_for       interval CHECK (hot_for > '0'),
     partition_by  interval CHECK (partition_by > '0'),
     ahead         integer NOT NULL DEFAULT 2 CHECK (ahead BETWEEN 0 AND 1000),
     enabled       boolean NOT NULL DEFAULT true,
-    created_at    timestamptz NOT NULL DEFAULT pg_catalog.now()
+    created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    cold_below    double precision CHECK (cold_below > 0),
+    hot_above     double precision CHECK (hot_above > cold_below),
+    half_life     interval NOT NULL DEFAULT '1 day' CHECK (half_life > '0'),
+    CHECK (hot_for IS NOT NULL OR cold_below IS NOT NULL),
+    CHECK (hot_above IS NULL OR cold_below IS NOT NULL)
 );
 COMMENT ON TABLE strata.policy IS 'Tiering policies of managed partitioned tables; see strata.manage()';
 SELECT pg_catalog.pg_extension_config_dump('strata.policy', '');
+
+CREATE TABLE strata.heat (
+    relid       oid PRIMARY KEY,
+    reads       double precision NOT NULL DEFAULT 0,
+    writes      double precision NOT NULL DEFAULT 0,
+    seen_reads  bigint NOT NULL,
+    seen_writes bigint NOT NULL,
+    last_read   timestamptz,
+    last_write  timestamptz,
+    since       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    sampled_at  timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE strata.heat IS 'How much the partitions of managed tables are used, sampled from the server''s statistics by each run of the policies';
+COMMENT ON COLUMN strata.heat.reads IS 'scans of the partition and of its indexes; each counts half after every half_life of the policy';
+COMMENT ON COLUMN strata.heat.writes IS 'rows inserted, updated and deleted, which decay in the same way';
+COMMENT ON COLUMN strata.heat.seen_reads IS 'the statistics'' own count at sampled_at';
+COMMENT ON COLUMN strata.heat.last_read IS 'when a sample last found reads';
+COMMENT ON COLUMN strata.heat.since IS 'when sampling began';
 
 -- Jobs and backups ---------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,11 @@ CREATE FUNCTION strata.bound_text(bound text) RETURNS text
     RETURN CASE WHEN bound ~ '^''[^'']*''$' THEN btrim(bound, '''') ELSE bound END;
 COMMENT ON FUNCTION strata.bound_text(text) IS 'a bound of a range partition without its quotes, if it is a single literal; internal';
 
+CREATE FUNCTION strata.heat_now(amount double precision, half_life interval, since timestamptz) RETURNS double precision
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    RETURN amount * 0.5 ^ LEAST(GREATEST(extract(epoch FROM now() - since) / extract(epoch FROM half_life), 0), 1000)::double precision;
+COMMENT ON FUNCTION strata.heat_now(double precision, interval, timestamptz) IS 'what is left of an amount after some time; internal';
+
 -- Current fragments: those of the relation file that the table has now. The row ids of a fragment end where those of the next begin.
 CREATE VIEW strata.fragments AS
 SELECT c.oid::pg_catalog.regclass AS "table",
@@ -76,8 +81,13 @@ SELECT l.root::pg_catalog.regclass AS "table",
        COALESCE(s.bytes, 0) AS warm_bytes,
        pg_catalog.round(s.heap_bytes::numeric / NULLIF(s.bytes, 0), 2) AS compression,
        COALESCE(s.deleted, 0) AS deleted_rows,
-       COALESCE(s.fragments, 0) AS fragments
+       COALESCE(s.fragments, 0) AS fragments,
+       (SELECT strata.heat_now(h.reads + h.writes, p.half_life, h.sampled_at)
+          FROM strata.policy p WHERE p.relid = l.root OR p.relid IN (SELECT a FROM pg_catalog.pg_partition_ancestors(l.oid) a) LIMIT 1) AS heat,
+       h.last_read,
+       h.last_write
   FROM leaf l
+  LEFT JOIN strata.heat h ON h.relid = l.oid
   LEFT JOIN stored s ON s.relid = l.oid
   CROSS JOIN LATERAL (
       -- The delta store by its pages, as many rows as they hold at the width that the rows of the fragments had as heap, or,
@@ -101,8 +111,11 @@ COMMENT ON COLUMN strata.partitions.warm_bytes IS 'bytes of the fragments';
 COMMENT ON COLUMN strata.partitions.compression IS 'bytes of the rows of the fragments as heap with indexes, when they were moved, divided by warm_bytes';
 COMMENT ON COLUMN strata.partitions.deleted_rows IS 'rows of fragments that were deleted or changed since they were moved';
 
+COMMENT ON COLUMN strata.partitions.heat IS 'scans and changed rows, each of which counts half after every half_life of the policy; null if nothing samples it';
+COMMENT ON COLUMN strata.partitions.last_read IS 'when a run of the policies last found that it had been read since the run before';
+
 CREATE VIEW strata.policies AS
-SELECT p.relid AS "table", p.hot_for, p.partition_by, p.ahead, p.enabled, p.created_at,
+SELECT p.relid AS "table", p.hot_for, p.cold_below, p.hot_above, p.half_life, p.partition_by, p.ahead, p.enabled, p.created_at,
        t.hot AS hot_partitions, t.warm AS warm_partitions
   FROM strata.policy p
   CROSS JOIN LATERAL (
@@ -113,7 +126,10 @@ SELECT p.relid AS "table", p.hot_for, p.partition_by, p.ahead, p.enabled, p.crea
         JOIN pg_catalog.pg_am a ON a.oid = c.relam
   ) t;
 COMMENT ON VIEW strata.policies IS 'Tiering policies of managed tables; strata.manage() makes them, strata.unmanage() removes them';
-COMMENT ON COLUMN strata.policies.hot_for IS 'a partition is moved when its upper bound is at least this long ago';
+COMMENT ON COLUMN strata.policies.hot_for IS 'a partition is moved when its upper bound is at least this long ago; null: age does not count';
+COMMENT ON COLUMN strata.policies.cold_below IS 'a partition is moved when its heat is below this; null: heat does not count';
+COMMENT ON COLUMN strata.policies.hot_above IS 'a warm partition is moved back when its heat is at least this; null: none is';
+COMMENT ON COLUMN strata.policies.half_life IS 'after this time an access counts half';
 COMMENT ON COLUMN strata.policies.partition_by IS 'width of the partitions that are created ahead';
 COMMENT ON COLUMN strata.policies.ahead IS 'partitions that shall exist after the one that holds the present time; 0 creates none';
 COMMENT ON COLUMN strata.policies.enabled IS 'whether runs without the name of a table heed the policy';

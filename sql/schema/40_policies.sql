@@ -10,6 +10,12 @@ CREATE POLICY own ON strata.policy
     USING (pg_catalog.pg_has_role(CURRENT_USER, (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = relid), 'USAGE'))
     WITH CHECK (pg_catalog.pg_has_role(CURRENT_USER, (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = relid), 'USAGE'));
 COMMENT ON POLICY own ON strata.policy IS 'a policy belongs to the owner of its table';
+ALTER TABLE strata.heat ENABLE ROW LEVEL SECURITY;
+CREATE POLICY read ON strata.heat FOR SELECT USING (true);
+CREATE POLICY own ON strata.heat
+    USING (pg_catalog.pg_has_role(CURRENT_USER, (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = relid), 'USAGE'))
+    WITH CHECK (pg_catalog.pg_has_role(CURRENT_USER, (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = relid), 'USAGE'));
+COMMENT ON POLICY own ON strata.heat IS 'samples are taken by the owner of the table';
 ALTER TABLE strata.job ENABLE ROW LEVEL SECURITY;
 CREATE POLICY read ON strata.job FOR SELECT USING (true);
 CREATE POLICY move ON strata.job TO strata_operate USING (kind IN ('move', 'consolidate')) WITH CHECK (kind IN ('move', 'consolidate'));
@@ -26,6 +32,9 @@ BEGIN
     DELETE FROM strata.policy p
      USING pg_catalog.pg_event_trigger_dropped_objects() d
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0 AND p.relid = d.objid;
+    DELETE FROM strata.heat h
+     USING pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0 AND h.relid = d.objid;
 END
 $$;
 COMMENT ON FUNCTION strata.forget_dropped() IS 'removes the policies of dropped tables; internal';
@@ -177,8 +186,9 @@ COMMENT ON FUNCTION strata.policy_grid(regclass, regtype, interval) IS 'the widt
 
 -- strata.manage and strata.unmanage ----------------------------------------------------------------------------------
 
-CREATE FUNCTION strata.manage("table" regclass, hot_for interval, partition_by interval DEFAULT NULL, ahead integer DEFAULT 2,
-                              if_not_exists boolean DEFAULT false) RETURNS void
+CREATE FUNCTION strata.manage("table" regclass, hot_for interval DEFAULT NULL, partition_by interval DEFAULT NULL, ahead integer DEFAULT 2,
+                              if_not_exists boolean DEFAULT false, cold_below double precision DEFAULT NULL,
+                              hot_above double precision DEFAULT NULL, half_life interval DEFAULT '1 day') RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -186,14 +196,29 @@ DECLARE
     width interval := partition_by;
     other regclass;
 BEGIN
-    IF "table" IS NULL OR hot_for IS NULL OR ahead IS NULL OR if_not_exists IS NULL THEN
-        RAISE EXCEPTION '% must not be null', CASE WHEN "table" IS NULL THEN 'table' WHEN hot_for IS NULL THEN 'hot_for'
-                                                   WHEN ahead IS NULL THEN 'ahead' ELSE 'if_not_exists' END
+    IF "table" IS NULL OR ahead IS NULL OR if_not_exists IS NULL OR half_life IS NULL THEN
+        RAISE EXCEPTION '% must not be null', CASE WHEN "table" IS NULL THEN 'table' WHEN ahead IS NULL THEN 'ahead'
+                                                   WHEN if_not_exists IS NULL THEN 'if_not_exists' ELSE 'half_life' END
             USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF hot_for IS NULL AND cold_below IS NULL THEN
+        RAISE EXCEPTION 'hot_for and cold_below must not both be null' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Pass hot_for => ''30 days'' to move partitions by age, cold_below => 10 to move those that are little used, or both.';
     END IF;
     key := strata.policy_key("table");
     IF hot_for <= '0' THEN
         RAISE EXCEPTION 'hot_for must be longer than zero' USING ERRCODE = 'invalid_parameter_value', DETAIL = format('It is %s.', hot_for);
+    END IF;
+    IF cold_below <= 0 THEN
+        RAISE EXCEPTION 'cold_below must be above zero' USING ERRCODE = 'invalid_parameter_value', DETAIL = format('It is %s.', cold_below);
+    END IF;
+    IF hot_above IS NOT NULL AND (cold_below IS NULL OR hot_above <= cold_below) THEN
+        RAISE EXCEPTION 'hot_above must be larger than cold_below' USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = format('hot_above is %s, cold_below is %s.', hot_above, COALESCE(cold_below::text, 'null')),
+            HINT = 'Between the two a partition stays in the tier where it is.';
+    END IF;
+    IF half_life <= '0' THEN
+        RAISE EXCEPTION 'half_life must be longer than zero' USING ERRCODE = 'invalid_parameter_value', DETAIL = format('It is %s.', half_life);
     END IF;
     IF ahead NOT BETWEEN 0 AND 1000 THEN
         RAISE EXCEPTION 'ahead must be between 0 and 1000' USING ERRCODE = 'invalid_parameter_value', DETAIL = format('It is %s.', ahead);
@@ -227,10 +252,11 @@ BEGIN
         RAISE EXCEPTION 'partition_by must be whole days for table "%"', strata.table_name("table") USING ERRCODE = 'invalid_parameter_value',
             DETAIL = format('It is %s, and column "%s" is a date.', width, key.attribute);
     END IF;
-    INSERT INTO strata.policy (relid, hot_for, partition_by, ahead) VALUES ("table", hot_for, width, ahead);
+    INSERT INTO strata.policy (relid, hot_for, partition_by, ahead, cold_below, hot_above, half_life)
+    VALUES ("table", hot_for, width, ahead, cold_below, hot_above, half_life);
 END
 $$;
-COMMENT ON FUNCTION strata.manage(regclass, interval, interval, integer, boolean) IS 'makes a tiering policy: partitions of the table become warm hot_for after their upper bound, and new partitions are created ahead';
+COMMENT ON FUNCTION strata.manage(regclass, interval, interval, integer, boolean, double precision, double precision, interval) IS 'makes a tiering policy: partitions of the table become warm hot_for after their upper bound, or when their heat is below cold_below, or when both hold if both are given; hot again when it is at least hot_above; and new partitions are created ahead';
 
 CREATE FUNCTION strata.unmanage("table" regclass, if_exists boolean DEFAULT false) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp

@@ -53,6 +53,7 @@ BEGIN
        SET state = 'failed', error = 'interrupted: the server or the session ended meanwhile', finished_at = clock_timestamp()
      WHERE j.kind IN ('move', 'consolidate') AND j.state = 'running';
     DELETE FROM strata.policy p WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = p.relid);
+    DELETE FROM strata.heat h WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = h.relid);
     RETURN true;
 END
 $$;
@@ -237,6 +238,30 @@ END
 $$;
 COMMENT ON FUNCTION strata.policy_create_ahead(regclass) IS 'creates the partition that holds the present time and those ahead that are missing; internal';
 
+-- Heat ---------------------------------------------------------------------------------------------------------------
+
+-- The statistics count from some time on, and start again when they are reset; what is new since the last sample is added.
+CREATE FUNCTION strata.policy_sample("table" regclass) RETURNS void
+    LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    INSERT INTO strata.heat AS h (relid, seen_reads, seen_writes)
+    SELECT t.relid, s.seq_scan + COALESCE(s.idx_scan, 0), s.n_tup_ins + s.n_tup_upd + s.n_tup_del
+      FROM pg_partition_tree("table") t
+      JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r'
+      JOIN pg_stat_all_tables s ON s.relid = t.relid
+        ON CONFLICT (relid) DO UPDATE SET
+           reads = strata.heat_now(h.reads, (SELECT p.half_life FROM strata.policy p WHERE p.relid = "table"), h.sampled_at)
+                   + excluded.seen_reads - CASE WHEN excluded.seen_reads >= h.seen_reads THEN h.seen_reads ELSE 0 END,
+           writes = strata.heat_now(h.writes, (SELECT p.half_life FROM strata.policy p WHERE p.relid = "table"), h.sampled_at)
+                    + excluded.seen_writes - CASE WHEN excluded.seen_writes >= h.seen_writes THEN h.seen_writes ELSE 0 END,
+           last_read = CASE WHEN excluded.seen_reads NOT IN (h.seen_reads, 0) THEN now() ELSE h.last_read END,
+           last_write = CASE WHEN excluded.seen_writes NOT IN (h.seen_writes, 0) THEN now() ELSE h.last_write END,
+           seen_reads = excluded.seen_reads,
+           seen_writes = excluded.seen_writes,
+           sampled_at = now();
+END;
+COMMENT ON FUNCTION strata.policy_sample(regclass) IS 'samples the heat of the partitions of a managed table; internal';
+
 -- Moves --------------------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION strata.policy_due("table" regclass) RETURNS SETOF regclass
@@ -252,11 +277,29 @@ BEGIN
          CROSS JOIN LATERAL pg_partition_tree(r.partition) t
           JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r' AND c.relpersistence = 'p'
           JOIN pg_am a ON a.oid = c.relam AND a.amname = 'heap'
-         WHERE p.relid = "table" AND isfinite(r.upper) AND r.upper <= strata.policy_cutoff(key.type, p.hot_for)
+          LEFT JOIN strata.heat h ON h.relid = t.relid
+         WHERE p.relid = "table" AND isfinite(r.upper) AND r.upper <= strata.policy_cutoff(key.type, COALESCE(p.hot_for, '0'))
+               -- What was not watched for a while is not known to be cold.
+           AND (p.cold_below IS NULL
+                OR h.since <= now() - p.half_life AND strata.heat_now(h.reads + h.writes, p.half_life, h.sampled_at) < p.cold_below)
          ORDER BY r.upper, c.relname;
 END
 $$;
 COMMENT ON FUNCTION strata.policy_due(regclass) IS 'the hot leaf partitions of a managed table that are to be warm by its policy; internal';
+
+CREATE FUNCTION strata.policy_heated("table" regclass) RETURNS SETOF regclass
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT t.relid
+      FROM strata.policy p
+     CROSS JOIN LATERAL pg_partition_tree("table") t
+      JOIN strata.heat h ON h.relid = t.relid
+      JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r' AND c.relpersistence = 'p'
+      JOIN pg_am a ON a.oid = c.relam AND a.amname = 'warm'
+     WHERE p.relid = "table" AND strata.heat_now(h.reads + h.writes, p.half_life, h.sampled_at) >= p.hot_above
+     ORDER BY c.relname;
+END;
+COMMENT ON FUNCTION strata.policy_heated(regclass) IS 'the warm leaf partitions of a managed table that are to be hot again by its policy; internal';
 
 -- Fragments that lost strata.consolidate_threshold of their rows, or a delta store of a twentieth of the rows.
 CREATE FUNCTION strata.policy_worn("table" regclass) RETURNS SETOF regclass
@@ -287,32 +330,38 @@ BEGIN
         GET STACKED DIAGNOSTICS message = MESSAGE_TEXT;
         RAISE WARNING 'could not create partitions of table % ahead', "table" USING DETAIL = message;
     END;
-    RETURN ARRAY(SELECT strata.policy_due("table"));
+    PERFORM strata.policy_sample("table");
+    RETURN ARRAY(SELECT strata.policy_due("table") UNION ALL SELECT strata.policy_heated("table"));
 EXCEPTION WHEN OTHERS THEN
     GET STACKED DIAGNOSTICS message = MESSAGE_TEXT;
     RAISE WARNING 'could not run the policy of table %', "table" USING DETAIL = message;
     RETURN '{}';
 END
 $$;
-COMMENT ON FUNCTION strata.policy_prepare(regclass) IS 'creates partitions ahead and returns the partitions to move; internal';
+COMMENT ON FUNCTION strata.policy_prepare(regclass) IS 'creates partitions ahead, samples heat, and returns the partitions to move; internal';
 
 CREATE FUNCTION strata.policy_move_begin("table" regclass, partition regclass) RETURNS bigint
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     job bigint;
+    direction text := 'to warm';
 BEGIN
-    -- The run began a while ago: the partition may be gone, warm, or out of the policy by now.
-    IF partition NOT IN (SELECT d FROM strata.policy_due("table") d) THEN
+    -- The run began a while ago: the partition may be gone, moved, or out of the policy by now.
+    IF partition IN (SELECT d FROM strata.policy_due("table") d) THEN
+        direction := 'to warm';
+    ELSIF partition IN (SELECT h FROM strata.policy_heated("table") h) THEN
+        direction := 'to hot';
+    ELSE
         RETURN NULL;
     END IF;
     INSERT INTO strata.job (kind, object, phase)
-    SELECT 'move', format('%I.%I', n.nspname, c.relname), 'to warm'
+    SELECT 'move', format('%I.%I', n.nspname, c.relname), direction
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = partition
     RETURNING job_id INTO job;
     RETURN job;
 EXCEPTION WHEN OTHERS THEN
-    RAISE WARNING 'could not move partition % to warm', partition USING DETAIL = SQLERRM;
+    RAISE WARNING 'could not move partition % %', partition, direction USING DETAIL = SQLERRM;
     RETURN NULL;
 END
 $$;
@@ -378,6 +427,7 @@ AS $$
 DECLARE
     attempts bigint;
     kind text;
+    direction text;
 BEGIN
     -- One row stands for all failures of a partition for the same reason, so that retries do not fill the table.
     WITH same AS (
@@ -391,12 +441,12 @@ BEGIN
        SET state = 'failed', error = concat_ws(E'\n', message, NULLIF(fact, ''), NULLIF(advice, '')), finished_at = clock_timestamp(),
            result = jsonb_build_object('sqlstate', code, 'attempts', attempts)
      WHERE j.job_id = job
-    RETURNING j.kind INTO kind;
+    RETURNING j.kind, j.phase INTO kind, direction;
     IF code = '57014' THEN
         RETURN message;
     END IF;
     IF kind = 'move' THEN
-        RAISE WARNING 'could not move partition % to warm', partition
+        RAISE WARNING 'could not move partition % %', partition, direction
             USING ERRCODE = code, DETAIL = concat_ws(E'\n', message, NULLIF(fact, '')), HINT = advice;
     ELSE
         RAISE WARNING 'could not consolidate partition %', partition
@@ -417,9 +467,11 @@ DECLARE
     message text;
     fact text;
     advice text;
+    direction text;
 BEGIN
     BEGIN
-        moved := strata.to_warm(partition);
+        SELECT j.phase INTO direction FROM strata.job j WHERE j.job_id = job;
+        moved := CASE direction WHEN 'to hot' THEN strata.to_hot(partition) ELSE strata.to_warm(partition) END;
         UPDATE strata.job j
            SET state = 'done', done = moved, total = moved, finished_at = clock_timestamp(),
                result = jsonb_build_object('rows', moved, 'bytes_before', before, 'bytes_after', pg_total_relation_size(partition)
@@ -429,7 +481,8 @@ BEGIN
     EXCEPTION WHEN query_canceled OR OTHERS THEN
         GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT, fact = PG_EXCEPTION_DETAIL, advice = PG_EXCEPTION_HINT;
     END;
-    IF code <> '57014' AND EXISTS (SELECT FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = partition AND a.amname = 'warm') THEN
+    IF code <> '57014' AND EXISTS (SELECT FROM pg_class c JOIN pg_am a ON a.oid = c.relam
+                                    WHERE c.oid = partition AND (a.amname = 'warm') = (direction <> 'to hot')) THEN
         DELETE FROM strata.job j WHERE j.job_id = job;  -- somebody moved it by hand, while this waited for the lock
         RETURN NULL;
     END IF;
@@ -501,4 +554,4 @@ BEGIN
     PERFORM strata.policy_end();
 END
 $$;
-COMMENT ON PROCEDURE strata.run_policies(regclass) IS 'runs the policies of all managed tables, or of one: creates partitions ahead, moves old partitions to warm and consolidates worn ones, each in a transaction of its own; one run at a time in a database';
+COMMENT ON PROCEDURE strata.run_policies(regclass) IS 'runs the policies of all managed tables, or of one: creates partitions ahead, moves partitions as the policy says and consolidates worn ones, each in a transaction of its own; one run at a time in a database';

@@ -31,6 +31,8 @@ CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.fragm
     FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
 CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.deletion
     FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.heat
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
 CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.job
     FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
 CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.backup
@@ -40,6 +42,7 @@ CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.log_b
 ALTER TABLE strata.warm_table ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.fragment ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.deletion ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.heat ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.job ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.backup ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.log_backup ENABLE REPLICA TRIGGER drop_replicated;

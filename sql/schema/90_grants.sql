@@ -6,24 +6,25 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA strata FROM PUBLIC;
 -- strata_read: names and sizes.
 GRANT USAGE ON SCHEMA strata TO strata_read;
 GRANT SELECT ON strata.partitions, strata.fragments, strata.policies, strata.jobs, strata.backups, strata.log_backups TO strata_read;
-GRANT EXECUTE ON FUNCTION strata.store_directory(), strata.bound_text(text) TO strata_read;
+GRANT EXECUTE ON FUNCTION strata.store_directory(), strata.bound_text(text), strata.heat_now(double precision, interval, timestamptz) TO strata_read;
 
 -- strata_operate: the tiers of the tables that the role owns, and the agent's jobs. Row security guards policy and job.
 GRANT EXECUTE ON FUNCTION
     strata.to_warm(regclass), strata.to_hot(regclass), strata.consolidate(regclass),
-    strata.manage(regclass, interval, interval, integer, boolean), strata.unmanage(regclass, boolean),
+    strata.manage(regclass, interval, interval, integer, boolean, double precision, double precision, interval), strata.unmanage(regclass, boolean),
     strata.table_name(regclass), strata.policy_key(regclass), strata.policy_now(regtype), strata.policy_cutoff(regtype, interval), strata.policy_bound(regtype, text),
     strata.policy_literal(regtype, timestamptz), strata.policy_ranges(regclass, regtype), strata.policy_grid(regclass, regtype, interval),
     strata.policy_lock(), strata.policy_outside_block(text), strata.policy_begin(regclass), strata.policy_end(),
     strata.policy_tables(regclass), strata.policy_partition_name(regclass, regtype, timestamptz, interval, text),
     strata.policy_create_partition(regclass, record, name, timestamptz, timestamptz), strata.policy_create_ahead(regclass),
     strata.policy_due(regclass), strata.policy_prepare(regclass), strata.policy_move_begin(regclass, regclass),
-    strata.policy_move(bigint, regclass), strata.policy_canceled(text), strata.policy_worn(regclass), strata.policy_to_consolidate(regclass),
+    strata.policy_move(bigint, regclass), strata.policy_canceled(text), strata.policy_worn(regclass), strata.policy_sample(regclass), strata.policy_heated(regclass),
+    strata.heat_now(double precision, interval, timestamptz), strata.policy_to_consolidate(regclass),
     strata.policy_consolidate_begin(regclass, regclass), strata.policy_consolidate(bigint, regclass),
     strata.policy_failed(bigint, regclass, text, text, text, text)
     TO strata_operate;
 GRANT EXECUTE ON PROCEDURE strata.run_policies(regclass) TO strata_operate;
-GRANT SELECT, INSERT, UPDATE, DELETE ON strata.policy, strata.job TO strata_operate;
+GRANT SELECT, INSERT, UPDATE, DELETE ON strata.policy, strata.heat, strata.job TO strata_operate;
 GRANT EXECUTE ON FUNCTION strata.agent_ping(), strata.backup(text), strata.recovery_plan(text), strata.recover(text, text, integer, boolean)
     TO strata_operate;
 

@@ -301,3 +301,57 @@ fn a_vacuum_has_a_worn_table_consolidated() {
     twin::assert_same(&mut c, "w", "h").unwrap();
     checks::store_is_exact(&cluster).unwrap();
 }
+
+/// A policy by heat: what is not used becomes warm, what is used again becomes hot again.
+#[test]
+fn heat_moves_partitions_both_ways() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(EVENTS).unwrap();
+    let run = |c: &mut postgres::Client| {
+        c.batch_execute("SELECT pg_stat_force_next_flush()").unwrap();
+        c.batch_execute("CALL strata.run_policies()").unwrap();
+    };
+    let tiers = |c: &mut postgres::Client, tier: &str| -> i64 {
+        c.query_one("SELECT count(*) FROM strata.partitions WHERE tier = $1", &[&tier]).unwrap().get(0)
+    };
+    for (arguments, code) in [
+        ("", "22004"),
+        ("cold_below => 0", "22023"),
+        ("cold_below => 5, hot_above => 4", "22023"),
+        ("hot_for => '1 day', hot_above => 4", "22023"),
+        ("cold_below => 5, half_life => '0'", "22023"),
+    ] {
+        let arguments = if arguments.is_empty() { String::new() } else { format!(", {arguments}") };
+        let (found, said) = checks::failure(&mut c, &format!("SELECT strata.manage('events'{arguments})")).unwrap();
+        assert_eq!(found, code, "{said}");
+    }
+    c.batch_execute("SELECT strata.manage('events', cold_below => 5, hot_above => 50, half_life => '2 seconds', ahead => 0)").unwrap();
+    run(&mut c);
+    assert_eq!(tiers(&mut c, "warm"), 0, "nobody has watched them yet");
+    std::thread::sleep(Duration::from_millis(2500));
+    run(&mut c);
+    assert_eq!((tiers(&mut c, "warm"), tiers(&mut c, "hot")), (6, 1), "all but the month that goes on are past, and unused");
+
+    let used = twin::value(&mut c, "SELECT min(partition::text) FROM strata.partitions").unwrap();
+    for _ in 0..400 {
+        c.batch_execute(&format!("SELECT count(*) FROM {used} WHERE id < 10")).unwrap();
+    }
+    run(&mut c);
+    let hot = format!("SELECT tier || ' ' || (heat > 50) || ' ' || (last_read IS NOT NULL) FROM strata.partitions WHERE partition::text = '{used}'");
+    assert_eq!(twin::value(&mut c, &hot).unwrap(), "hot true true");
+    assert_eq!(tiers(&mut c, "warm"), 5, "only that one");
+    let job = "SELECT count(*) FROM strata.jobs WHERE kind = 'move' AND phase = 'to hot' AND state = 'done'";
+    assert_eq!(twin::value(&mut c, job).unwrap(), "1");
+    run(&mut c);
+    assert_eq!(twin::value(&mut c, &hot).unwrap(), "hot true true", "it stays there while it is used");
+    wait_for("the partition to cool down", Duration::from_secs(60), || {
+        std::thread::sleep(Duration::from_millis(500));
+        run(&mut c);
+        tiers(&mut c, "warm") == 6
+    })
+    .unwrap();
+    twin::assert_same(&mut c, "events", "twin").unwrap();
+    c.batch_execute("DROP TABLE events").unwrap();
+    assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.heat").unwrap(), "0");
+}
