@@ -54,3 +54,21 @@ ANALYZE t;
 SELECT * FROM t ORDER BY id;
 \hot t
 SELECT * FROM t ORDER BY id;
+-- Large values of rows that this transaction itself promotes, and changes in the same command.
+CREATE TABLE big (id int, n int DEFAULT 0, v text, w text);
+ALTER TABLE big ALTER v SET STORAGE EXTERNAL, ALTER w SET STORAGE EXTERNAL;
+INSERT INTO big SELECT i, 0, repeat('v' || i, 5000), CASE WHEN i % 3 > 0 THEN repeat('w' || i, 3000) END FROM generate_series(1, 9) i;
+\warm big
+BEGIN;
+LOCK TABLE big IN SHARE MODE;
+SELECT id FROM big ORDER BY id FOR UPDATE;
+UPDATE big SET n = n + 1, v = v || '.' RETURNING id, n, md5(v), md5(w);
+UPDATE big SET n = n + 1 RETURNING id, n, md5(v), md5(w);
+COMMIT;
+\warm big
+BEGIN;
+LOCK TABLE big IN SHARE MODE;
+UPDATE big SET n = n + 1, v = v || '.', w = 'short' RETURNING id, n, md5(v), md5(w);
+DELETE FROM big WHERE id < 4 RETURNING id;
+COMMIT;
+SELECT id, n, md5(v), md5(w) FROM big ORDER BY id;

@@ -102,3 +102,29 @@ UPDATE e SET id = 0 WHERE id = 7;
 INSERT INTO e VALUES (-1, 'twice');
 CREATE UNIQUE INDEX e_unique ON e (id);
 CREATE UNIQUE INDEX e_unique ON e (inverse(id));
+-- Exclusion constraints in a btree, also deferred ones.
+CREATE TABLE x (a int, b text, CONSTRAINT x_a EXCLUDE (a WITH =) INITIALLY DEFERRED);
+ALTER TABLE x ADD CONSTRAINT x_b EXCLUDE (b WITH =);
+INSERT INTO x SELECT i, 'b' || i FROM generate_series(1, 10) i;
+\warm x
+INSERT INTO x VALUES (1, 'new');
+INSERT INTO x VALUES (11, 'b2');
+INSERT INTO x VALUES (12, 'b3') ON CONFLICT DO NOTHING;
+INSERT INTO x VALUES (12, 'b3') ON CONFLICT ON CONSTRAINT x_b DO NOTHING;
+BEGIN;
+INSERT INTO x VALUES (4, 'for now');
+DELETE FROM x WHERE b = 'b4';
+COMMIT;
+BEGIN;
+UPDATE x SET a = 5 WHERE a = 6;
+COMMIT;
+ALTER TABLE x DROP CONSTRAINT x_a;
+UPDATE x SET a = 3;
+ALTER TABLE x ADD EXCLUDE (a WITH =);
+SELECT * FROM x ORDER BY b;
+-- An index whose unique build has failed is left alone by VACUUM FULL.
+CREATE UNIQUE INDEX CONCURRENTLY x_invalid ON x (a);
+\warm x
+VACUUM FULL x;
+SELECT indisvalid FROM pg_index WHERE indexrelid = 'x_invalid'::regclass;
+REINDEX INDEX x_invalid;

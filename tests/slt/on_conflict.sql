@@ -65,3 +65,34 @@ INSERT INTO nn VALUES (NULL, NULL);
 INSERT INTO nn VALUES (NULL, 1) RETURNING *;
 INSERT INTO nn VALUES (2, 2) ON CONFLICT DO NOTHING;
 SELECT * FROM nn ORDER BY a, b;
+-- The arbiter decides before another unique index that comes first, which is violated as well.
+CREATE TABLE two (key int, fruit text);
+CREATE UNIQUE INDEX two_key ON two (key);
+CREATE UNIQUE INDEX two_fruit ON two (fruit);
+INSERT INTO two SELECT i, 'fruit' || i FROM generate_series(1, 20) i;
+\warm two
+INSERT INTO two VALUES (1, 'fruit1') ON CONFLICT (fruit) DO UPDATE SET fruit = excluded.fruit || '!' RETURNING *;
+INSERT INTO two VALUES (2, 'fruit3') ON CONFLICT (fruit) DO UPDATE SET fruit = excluded.fruit || '!' RETURNING *;
+INSERT INTO two VALUES (4, 'fruit5') ON CONFLICT (fruit) DO NOTHING RETURNING *;
+INSERT INTO two VALUES (6, 'new') ON CONFLICT (fruit) DO NOTHING;
+INSERT INTO two VALUES (30, 'fruit7') ON CONFLICT (key) DO NOTHING;
+INSERT INTO two VALUES (8, 'fruit9') ON CONFLICT DO NOTHING RETURNING *;
+BEGIN;
+LOCK TABLE two IN SHARE MODE;
+INSERT INTO two VALUES (10, 'fruit11') ON CONFLICT (fruit) DO UPDATE SET fruit = 'locked' RETURNING *;
+INSERT INTO two VALUES (12, 'other') ON CONFLICT (fruit) DO NOTHING;
+ROLLBACK;
+BEGIN;
+DELETE FROM two WHERE key = 13;
+INSERT INTO two VALUES (13, 'fruit14') ON CONFLICT (fruit) DO UPDATE SET key = 99 RETURNING *;
+INSERT INTO two VALUES (13, 'fruit13') ON CONFLICT (fruit) DO UPDATE SET key = 98 RETURNING *;
+COMMIT;
+SELECT * FROM two ORDER BY key;
+-- A subquery of the same statement reads the table again after the row was found.
+\warm two
+BEGIN;
+LOCK TABLE two IN SHARE MODE;
+INSERT INTO two VALUES (1, 'a'), (3, 'b'), (5, 'c') ON CONFLICT (key) DO UPDATE SET (fruit, key) = (SELECT fruit || ' found', key FROM two i WHERE i.key = two.key) RETURNING *;
+INSERT INTO two VALUES (16, 'a'), (18, 'b') ON CONFLICT (key) DO UPDATE SET fruit = (SELECT count(*) || min(fruit) FROM two i WHERE i.fruit > two.fruit) RETURNING *;
+COMMIT;
+SELECT * FROM two ORDER BY key;

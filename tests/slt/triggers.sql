@@ -57,3 +57,19 @@ CREATE RULE r AS ON DELETE TO t WHERE old.id = 40 DO INSTEAD NOTHING;
 DELETE FROM t WHERE id IN (40, 41) RETURNING id;
 DELETE FROM t WHERE id IN (40, 41);
 SELECT id FROM t WHERE id BETWEEN 39 AND 42 ORDER BY id;
+CREATE TABLE large (id int, n int DEFAULT 0, v text);
+ALTER TABLE large ALTER v SET STORAGE EXTERNAL;
+CREATE FUNCTION change_large() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  new.v := new.v || '.';
+  RETURN new;
+END
+$$;
+CREATE TRIGGER change_large BEFORE UPDATE ON large FOR EACH ROW EXECUTE FUNCTION change_large();
+INSERT INTO large SELECT i, 0, repeat('v' || i, 5000) FROM generate_series(1, 9) i;
+\warm large
+BEGIN;
+LOCK TABLE large IN SHARE MODE;
+UPDATE large SET n = n + 1 RETURNING id, n, md5(v);
+COMMIT;
+SELECT id, n, md5(v) FROM large ORDER BY id;

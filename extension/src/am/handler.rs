@@ -1,6 +1,6 @@
 //! Wiring: the callback table of `warm` is the heap's, with what must know fragments replaced.
 
-use super::{analyze, bitmap, fetch, index, modify, replica, scan, storage};
+use super::{analyze, bitmap, fetch, index, modify, replica, scan, speculative, storage};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, FunctionCallInfo, Relation, TableAmRoutine};
 use std::sync::OnceLock;
@@ -39,7 +39,8 @@ fn routines() -> &'static Routines {
         warm.tuple_satisfies_snapshot = Some(fetch::tuple_satisfies_snapshot);
         warm.index_delete_tuples = Some(index::index_delete_tuples);
         warm.tuple_insert = Some(modify::tuple_insert);
-        warm.tuple_insert_speculative = Some(modify::tuple_insert_speculative);
+        warm.tuple_insert_speculative = Some(speculative::tuple_insert_speculative);
+        warm.tuple_complete_speculative = Some(speculative::tuple_complete_speculative);
         warm.multi_insert = Some(modify::multi_insert);
         warm.tuple_delete = Some(modify::tuple_delete);
         warm.tuple_update = Some(modify::tuple_update);

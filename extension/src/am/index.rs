@@ -31,6 +31,10 @@ pub unsafe fn is_plain(index: Relation) -> bool {
         {
             return false;
         }
+        // An exclusion constraint looks for conflicting rows in its index.
+        if form.indisexclusion {
+            return false;
+        }
         if !form.indisunique {
             return true;
         }
@@ -84,6 +88,21 @@ pub unsafe fn index_oids(rel: Relation) -> Vec<Oid> {
 /// # Safety
 /// `slot` holds the row, which is at `delta`; `rel` is open and locked.
 pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &ItemPointerData) {
+    // SAFETY: the caller's promise.
+    unsafe { insert_into(rel, slot, delta, IndexUniqueCheck::UNIQUE_CHECK_NO, |_| true) }
+}
+
+/// Inserts the index entries of a row, or only checks them, in those indexes of a table for which `takes` says so.
+///
+/// # Safety
+/// As for [`insert_entries`].
+pub unsafe fn insert_into(
+    rel: Relation,
+    slot: *mut TupleTableSlot,
+    delta: &ItemPointerData,
+    check: IndexUniqueCheck::Type,
+    takes: impl Fn(Relation) -> bool,
+) {
     let mut at = *delta;
     // SAFETY: the caller's promise. Expressions and predicates are evaluated in the estate's per-tuple context.
     unsafe {
@@ -92,7 +111,7 @@ pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &I
         (*econtext).ecxt_scantuple = slot;
         for oid in index_oids(rel) {
             let index = index_open(oid, RowExclusiveLock as i32);
-            if (*(*index).rd_index).indisready {
+            if (*(*index).rd_index).indisready && takes(index) {
                 let info = BuildIndexInfo(index);
                 let matches = (*info).ii_Predicate.is_null() || {
                     let predicate = ExecPrepareQual((*info).ii_Predicate, estate);
@@ -102,16 +121,9 @@ pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &I
                     let mut values = [Datum::null(); INDEX_MAX_KEYS as usize];
                     let mut nulls = [false; INDEX_MAX_KEYS as usize];
                     kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
-                    index_insert(
-                        index,
-                        values.as_mut_ptr(),
-                        nulls.as_mut_ptr(),
-                        &mut at,
-                        rel,
-                        IndexUniqueCheck::UNIQUE_CHECK_NO,
-                        false,
-                        info,
-                    );
+                    kept(|| {
+                        index_insert(index, values.as_mut_ptr(), nulls.as_mut_ptr(), &mut at, rel, check, false, info)
+                    });
                     compat::index_insert_cleanup(index, info);
                 }
             }
@@ -252,7 +264,8 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
             return delta;
         }
         if is_plain(index) {
-            if (*(*index).rd_index).indisunique && !super::unique::building_known_unique() {
+            // A rebuild may ask for no check: VACUUM FULL leaves an index invalid whose unique build has failed.
+            if (*info).ii_Unique && !super::unique::building_known_unique() {
                 super::unique::check_whole_table(rel, index, info);
             }
             return delta;

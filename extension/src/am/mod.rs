@@ -38,6 +38,7 @@ pub mod promote;
 pub mod promoter;
 pub mod replica;
 pub mod scan;
+pub mod speculative;
 pub mod ssi;
 pub mod storage;
 pub mod unique;

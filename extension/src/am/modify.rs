@@ -32,7 +32,7 @@ pub unsafe extern "C-unwind" fn tuple_delete(
         };
         let Some(row_id) = tid::row_id_at(at) else {
             let (crosscheck, origin) = delta_crosscheck(rel, at, crosscheck);
-            let result = call(at, cid, crosscheck);
+            let result = call(at, promote::command_for(rel, &*at, cid), crosscheck);
             if result == TM_Result::TM_Ok {
                 ssi::write_delta(rel, &*at);
                 if let Some(row_id) = origin {
@@ -45,6 +45,7 @@ pub unsafe extern "C-unwind" fn tuple_delete(
         if !changing_part {
             match promote::delete(rel, row_id, cid, policy(wait)) {
                 promote::Deleted::Done => {
+                    pgstat_count_heap_delete(rel);
                     ssi::write_row(rel, row_id);
                     return TM_Result::TM_Ok;
                 }
@@ -170,7 +171,7 @@ pub unsafe extern "C-unwind" fn tuple_update(
         };
         let Some(row_id) = tid::row_id_at(at) else {
             let (crosscheck, origin) = delta_crosscheck(rel, at, crosscheck);
-            let result = call(at, cid, crosscheck);
+            let result = call(at, promote::command_for(rel, &*at, cid), crosscheck);
             if result == TM_Result::TM_Ok {
                 ssi::write_delta(rel, &*at);
                 unique::check_fragments(rel, slot);
@@ -217,7 +218,9 @@ pub unsafe extern "C-unwind" fn tuple_lock(
                 heap().tuple_lock.unwrap_unchecked()(rel, at, snapshot, slot, cid, mode, wait_policy, flags, tmfd)
             })
         };
-        let Some(row_id) = tid::row_id_at(at) else { return call(at, cid) };
+        let Some(row_id) = tid::row_id_at(at) else {
+            return call(at, promote::command_for(rel, &*at, cid));
+        };
         let target = match promote::target(rel, row_id, cid, wait_policy, promote::Purpose::Lock).report(at, cid, tmfd)
         {
             Ok(target) => target,
@@ -274,33 +277,18 @@ pub unsafe extern "C-unwind" fn multi_insert(
     }
 }
 
-/// Promotes the fragment rows that share a key with the row in `slot`.
-unsafe fn promote_conflicting(rel: Relation, slot: *mut TupleTableSlot, cid: CommandId) {
+/// Promotes the fragment rows that share a key with the row in `slot`; says whether there are any.
+///
+/// # Safety
+/// `slot` holds a row of `rel`, which is open and locked.
+pub unsafe fn promote_conflicting(rel: Relation, slot: *mut TupleTableSlot, cid: CommandId) -> bool {
     // SAFETY: the arguments are those of an insertion.
     unsafe {
-        for row_id in unique::conflicting(rel, slot) {
+        let rows = unique::conflicting(rel, slot);
+        for row_id in &rows {
             let earlier = promote::earlier_command(cid);
-            promote::target(rel, row_id, earlier, LockWaitPolicy::LockWaitBlock, promote::Purpose::Lock);
+            promote::target(rel, *row_id, earlier, LockWaitPolicy::LockWaitBlock, promote::Purpose::Lock);
         }
-    }
-}
-
-/// INSERT … ON CONFLICT. The executor looks for a conflicting row in the indexes before and after this; a plain btree does
-/// not know fragment rows. So a fragment row with the same key is promoted here: then the index knows it, the executor
-/// finds the conflict when it inserts its index entries, takes this insertion back and starts again.
-#[pg_guard]
-pub unsafe extern "C-unwind" fn tuple_insert_speculative(
-    rel: Relation,
-    slot: *mut TupleTableSlot,
-    cid: CommandId,
-    options: i32,
-    bistate: *mut BulkInsertStateData,
-    token: u32,
-) {
-    // SAFETY: the arguments are the executor's, as for the heap.
-    unsafe {
-        test_fold::changed(rel);
-        promote_conflicting(rel, slot, cid);
-        guarded(|| heap().tuple_insert_speculative.unwrap_unchecked()(rel, slot, cid, options, bistate, token));
+        !rows.is_empty()
     }
 }

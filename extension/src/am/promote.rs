@@ -167,10 +167,12 @@ pub unsafe fn target(
                     let mut at = tid::from_row_id(row_id);
                     pg_sys::LockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
                     if matches!(deletion::latest(rel, row_id), RowState::Live) {
-                        promote(rel, row_id, cid);
-                        // The heap operation that follows is command cid + 1; the next command has to come after it.
-                        pg_sys::GetCurrentCommandId(true);
-                        while pg_sys::GetCurrentCommandId(false) <= cid {
+                        let now = pg_sys::GetCurrentCommandId(true);
+                        let stored_apart = promote(rel, row_id, cid);
+                        // The heap operation that follows is command cid + 1; the next command has to come after it. Large values
+                        // are stored by the current command, and whoever removes them must be a later one.
+                        let last = if stored_apart && now > cid { now } else { cid };
+                        while pg_sys::GetCurrentCommandId(false) <= last {
                             pg_sys::CommandCounterIncrement();
                             pg_sys::GetCurrentCommandId(true);
                         }
@@ -289,11 +291,12 @@ unsafe fn wait(rel: pg_sys::Relation, row_id: u64, xid: pg_sys::TransactionId, p
     true
 }
 
-/// Marks R and inserts D with its index entries, in the current transaction with command id `cid`.
+/// Marks R and inserts D with its index entries, in the current transaction with command id `cid`. Says whether D may have
+/// values that are stored apart.
 ///
 /// # Safety
 /// `rel` is an open warm table, the caller holds the lock of R's virtual TID and R is live.
-pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId) {
+pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId) -> bool {
     // SAFETY: the caller's promise; the slot is dropped before the relation is closed.
     unsafe {
         let relid = (*rel).rd_id;
@@ -307,7 +310,12 @@ pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId
         let source = pg_sys::ExecFetchSlotHeapTuple(slot, true, &mut should_free);
         let tuple = pg_sys::heap_copytuple(source);
         pg_sys::heap_insert(rel, tuple, cid, pg_sys::HEAP_INSERT_NO_LOGICAL as i32, std::ptr::null_mut());
+        // The table has no more rows than before.
+        pg_sys::pgstat_count_heap_insert(rel, -1);
         let delta = (*tuple).t_self;
+        // heap_insert takes tuples of more than a quarter of a page apart, into what it keeps to itself.
+        let stored_apart =
+            (*(*rel).rd_rel).reltoastrelid != pg_sys::Oid::INVALID && (*tuple).t_len > pg_sys::BLCKSZ / 5;
         failpoint::hit(failpoint::PROMOTE_INSERTED);
         catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &delta, cid, false);
         failpoint::hit(failpoint::PROMOTE_MARKED);
@@ -315,6 +323,7 @@ pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId
         failpoint::hit(failpoint::PROMOTE_BEFORE_COMMIT);
         pg_sys::heap_freetuple(tuple);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
+        stored_apart
     }
 }
 
@@ -356,7 +365,45 @@ pub fn reported_command(target: &Target, requested: pg_sys::CommandId, cmax: pg_
 /// The command id with which an in-transaction promotion is visible to command `cid` itself.
 ///
 /// INSERT … ON CONFLICT has to lock the promoted row within the command that made it known to the index. (By the promoter
-/// the row is committed and none of this matters.)
+/// the row is committed and none of this matters.) What is deleted for the command's snapshot changes with that: see
+/// [`revelations`].
 pub fn earlier_command(cid: pg_sys::CommandId) -> pg_sys::CommandId {
+    REVELATIONS.set(REVELATIONS.get() + 1);
+    if cid == 0 {
+        // SAFETY: a transaction that inserts has an id, or gets it now.
+        FIRST_COMMAND.set(unsafe { pg_sys::GetTopTransactionId() }.into_inner());
+    }
     cid.saturating_sub(1)
+}
+
+thread_local! {
+    static REVELATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The command id with which the heap has to change or lock the delta row at `at` for command `cid`. The first command of a
+/// transaction has no earlier one: its promotions are its own, and what it does with the rows counts as the second.
+///
+/// # Safety
+/// `rel` is open and locked.
+pub unsafe fn command_for(
+    rel: pg_sys::Relation,
+    at: &pg_sys::ItemPointerData,
+    cid: pg_sys::CommandId,
+) -> pg_sys::CommandId {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let xid = pg_sys::GetTopTransactionIdIfAny();
+        let promotes = cid == 0 && xid != pg_sys::InvalidTransactionId && FIRST_COMMAND.get() == xid.into_inner();
+        if promotes && !deletion::origins((*rel).rd_id, compat::filenode(rel), at).is_empty() { 1 } else { cid }
+    }
+}
+
+thread_local! {
+    /// The transaction whose first command has promoted a row for an INSERT … ON CONFLICT.
+    static FIRST_COMMAND: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A number that is another one after a promotion that snapshots of the current command see.
+pub fn revelations() -> u64 {
+    REVELATIONS.get()
 }

@@ -21,7 +21,7 @@ use super::private::{Part, Private};
 use super::rows::Rows;
 use super::test::Test;
 use crate::am::handler::heap;
-use crate::am::{deletion, fragments, scan as am_scan, ssi};
+use crate::am::{deletion, fragments, promote, scan as am_scan, ssi};
 use crate::pg::guarded;
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys;
@@ -52,8 +52,8 @@ pub struct Scan {
     index: Option<DeltaIndex>,
     matched: Vec<usize>,
     keys: Option<FragmentKeys>,
-    /// Kept between rescans: the snapshot is the same.
-    deleted: Option<RoaringTreemap>,
+    /// Kept between rescans: the snapshot is the same. With it, when it was read ([`promote::revelations`]).
+    deleted: Option<(u64, RoaringTreemap)>,
     never: bool,
     /// What finished scans of this node did, and the workers.
     pub stats: Stats,
@@ -285,7 +285,8 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
             let wanted: Vec<_> = scan.matched.iter().map(|i| tests[*i].clone()).collect();
             scan.keys = Some(FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context));
         } else if let Some(table) = table {
-            let deleted = scan.deleted.take().unwrap_or_else(|| {
+            let kept = scan.deleted.take().filter(|(at, _)| *at == promote::revelations());
+            let deleted = kept.map(|(_, deleted)| deleted).unwrap_or_else(|| {
                 ssi::read_table(rel, snapshot);
                 deletion::deleted(rel, snapshot)
             });
@@ -458,7 +459,7 @@ unsafe fn finish(state: *mut WarmScanState) {
         let scan = &mut *(*state).scan;
         if let Some(blocks) = scan.blocks.take() {
             scan.stats.add(&blocks.stats);
-            scan.deleted = Some(blocks.into_deleted());
+            scan.deleted = Some((promote::revelations(), blocks.into_deleted()));
         }
         scan.stats.delta_rows += std::mem::take(&mut (*state).delta_rows);
         scan.keys = None;

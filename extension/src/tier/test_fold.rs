@@ -61,7 +61,7 @@ unsafe extern "C-unwind" fn planner(
 ) -> *mut pg_sys::PlannedStmt {
     // SAFETY: the arguments are PostgreSQL's. Outside of any portal nothing of this session is being executed.
     unsafe {
-        if pg_sys::ActivePortal.is_null() {
+        if pg_sys::ActivePortal.is_null() && !is_about_decoding(text) {
             fold();
         }
         PREVIOUS_PLANNER.unwrap_or(ext::standard_planner)(query, text, options, params)
@@ -100,6 +100,13 @@ unsafe extern "C-unwind" fn utility(
             completion,
         );
     }
+}
+
+/// Whether a statement calls functions of logical decoding (`pg_create_logical_replication_slot`, `pg_logical_slot_get_changes`). Those
+/// want a transaction that has written nothing.
+unsafe fn is_about_decoding(text: *const core::ffi::c_char) -> bool {
+    // SAFETY: the text of a statement, or null.
+    !text.is_null() && unsafe { std::ffi::CStr::from_ptr(text) }.to_bytes().windows(8).any(|part| part == b"logical_")
 }
 
 /// Folds what this session has changed, where that can be done now.
