@@ -96,3 +96,8 @@ INSERT INTO two VALUES (1, 'a'), (3, 'b'), (5, 'c') ON CONFLICT (key) DO UPDATE 
 INSERT INTO two VALUES (16, 'a'), (18, 'b') ON CONFLICT (key) DO UPDATE SET fruit = (SELECT count(*) || min(fruit) FROM two i WHERE i.fruit > two.fruit) RETURNING *;
 COMMIT;
 SELECT * FROM two ORDER BY key;
+CREATE TABLE more (a int PRIMARY KEY, b text);
+INSERT INTO more VALUES (1, 'Boo'), (3, 'Zoo');
+WITH aaa AS (SELECT 1 AS a, 'Foo' AS b) INSERT INTO more VALUES (1, 'Bar') ON CONFLICT (a) DO UPDATE SET (b, a) = (SELECT b, a FROM aaa) RETURNING *;
+INSERT INTO more VALUES (1, 'Baz'), (3, 'Zaz') ON CONFLICT (a) DO UPDATE SET (b, a) = (SELECT b || ', Correlated', a FROM more i WHERE i.a = more.a) RETURNING *;
+INSERT INTO more VALUES (1, 'Bat'), (3, 'Zot') ON CONFLICT (a) DO UPDATE SET (b, a) = (SELECT b || ', Excluded', a FROM more i WHERE i.a = excluded.a) RETURNING *;

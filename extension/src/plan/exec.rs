@@ -52,8 +52,10 @@ pub struct Scan {
     index: Option<DeltaIndex>,
     matched: Vec<usize>,
     keys: Option<FragmentKeys>,
-    /// Kept between rescans: the snapshot is the same. With it, when it was read ([`promote::revelations`]).
-    deleted: Option<(u64, RoaringTreemap)>,
+    /// Kept between rescans: the snapshot is the same.
+    deleted: Option<RoaringTreemap>,
+    /// When it was read ([`promote::revelations`]).
+    deleted_at: u64,
     never: bool,
     /// What finished scans of this node did, and the workers.
     pub stats: Stats,
@@ -224,6 +226,7 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
             matched,
             keys: None,
             deleted: None,
+            deleted_at: 0,
             never: false,
             stats: Stats::default(),
             context: lookup_context,
@@ -285,8 +288,9 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
             let wanted: Vec<_> = scan.matched.iter().map(|i| tests[*i].clone()).collect();
             scan.keys = Some(FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context));
         } else if let Some(table) = table {
-            let kept = scan.deleted.take().filter(|(at, _)| *at == promote::revelations());
-            let deleted = kept.map(|(_, deleted)| deleted).unwrap_or_else(|| {
+            let kept = scan.deleted.take().filter(|_| scan.deleted_at == promote::revelations());
+            let deleted = kept.unwrap_or_else(|| {
+                scan.deleted_at = promote::revelations();
                 ssi::read_table(rel, snapshot);
                 deletion::deleted(rel, snapshot)
             });
@@ -459,7 +463,7 @@ unsafe fn finish(state: *mut WarmScanState) {
         let scan = &mut *(*state).scan;
         if let Some(blocks) = scan.blocks.take() {
             scan.stats.add(&blocks.stats);
-            scan.deleted = Some((promote::revelations(), blocks.into_deleted()));
+            scan.deleted = Some(blocks.into_deleted());
         }
         scan.stats.delta_rows += std::mem::take(&mut (*state).delta_rows);
         scan.keys = None;
