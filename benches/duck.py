@@ -12,6 +12,7 @@ import duckdb
 
 con = duckdb.connect(sys.argv[1])
 con.execute("SET threads = 1")
+con.execute("SET enable_progress_bar = false")
 
 
 def cpu():

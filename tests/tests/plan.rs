@@ -150,6 +150,27 @@ fn shapes() -> Vec<String> {
         "SELECT a + 1, count(*) FROM {t} GROUP BY a + 1",
         "SELECT a, count(DISTINCT s), count(*) FILTER (WHERE x) FROM {t} GROUP BY a",
         "SELECT a, sum(b + 1), sum(n * 2) FROM {t} GROUP BY a",
+        "SELECT sum(n * (1 - n)), sum((n + a) * n * 2.50 - c), avg(n * a), sum(-1.5 * n), sum(n - n) FROM {t}",
+        "SELECT a, sum(n * c * c), avg(c * c * c * n), sum(c * 10000000000000000000::numeric) FROM {t} GROUP BY a",
+        "SELECT sum(n * a), avg(n + n) FROM {t} WHERE id < 0",
+        "SELECT sum(f), avg(f), sum(g), avg(g) FROM {t} WHERE f <> 'NaN'",
+        "SELECT sum(f), avg(f) FROM {t}",
+        "SELECT a, avg(f), sum(g), max(f) FROM {t} GROUP BY a",
+        "SELECT date_trunc('month', d)::date, extract(dow FROM d), count(*), sum(n) FROM {t} GROUP BY 1, 2",
+        "SELECT to_char(d, 'YYYY Q'), d + 1, count(*) FROM {t} GROUP BY 1, 2",
+        "SELECT 100 / (d - date '2001-01-05'), count(*) FROM {t} GROUP BY 1",
+        "SELECT count(*) FROM {t} WHERE d < timestamp '2001-03-01 12:00' AND d >= timestamp '2001-01-15'",
+        "SELECT count(*) FROM {t} WHERE d <= timestamp '2001-03-01' AND timestamp '1999-12-31 23:59' < d",
+        "SELECT count(*) FROM {t} WHERE d = timestamp '2001-03-01' OR d = timestamp '2001-03-02 00:01'",
+        "SELECT count(*) FROM {t} WHERE d = timestamp '2001-03-02 00:01'",
+        "SELECT count(*) FROM {t} WHERE d <> timestamp '2001-03-02 00:01' AND d <> timestamp '2001-03-03'",
+        "SELECT count(*) FROM {t} WHERE d < timestamp 'infinity' AND d > timestamp '-infinity'",
+        "SELECT DISTINCT ON (y) y, tz, id FROM {t} WHERE id > 10 ORDER BY y, tz DESC, id",
+        "SELECT DISTINCT ON (d) d, id, s FROM {t} ORDER BY d, id",
+        "SELECT DISTINCT ON (d) d, id, s FROM {t} WHERE length(s) = 6 ORDER BY d, id DESC",
+        "SELECT DISTINCT ON (y) y, c FROM {t} ORDER BY y, c DESC",
+        "SELECT DISTINCT ON (y) y, x, id FROM {t} ORDER BY y, x DESC, id",
+        "SELECT DISTINCT ON (s) s, id FROM {t} ORDER BY s, id DESC LIMIT 5",
         "SELECT a, s, count(*) FROM {t} GROUP BY GROUPING SETS ((a), (s), ())",
         "SELECT DISTINCT a, x FROM {t}",
         "SELECT sum(n) + count(*) FROM {t} WHERE length(s) = 6 AND a > 2",
@@ -498,6 +519,14 @@ fn the_plans_are_those_that_are_meant() {
     assert!(counted.contains("WarmAggregate") && !counted.contains("Columns"), "{counted}");
     let grouped = plan("SELECT s, sum(a) FROM w WHERE b > 3 GROUP BY s");
     assert!(grouped.contains("WarmAggregate") && grouped.contains("Columns: s, a"), "{grouped}");
+    let computed = plan("SELECT date_trunc('month', d)::date, sum(n * (1 - n)), avg(f) FROM w GROUP BY 1");
+    assert!(computed.contains("WarmAggregate") && computed.contains("Columns: d, n, f"), "{computed}");
+    let first = plan("SELECT DISTINCT ON (y) y, tz, id FROM w ORDER BY y, tz DESC");
+    assert!(first.contains("First Of: y by tz DESC"), "{first}");
+    let filtered = plan("SELECT DISTINCT ON (y) y, tz, id FROM w WHERE length(s) = 6 ORDER BY y, tz DESC");
+    assert!(!filtered.contains("First Of"), "{filtered}");
+    let dates = plan("SELECT s FROM w WHERE d < timestamp '2001-03-01 12:00'");
+    assert!(dates.contains("Pushed Filter: (d <"), "{dates}");
     let system = plan("SELECT xmin FROM w WHERE a = 4");
     assert!(!system.contains("WarmScan"), "{system}");
     let expression = plan("SELECT id FROM w WHERE a + 1 = 100000");

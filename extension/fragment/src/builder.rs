@@ -4,6 +4,7 @@
 //! value in every column. Nothing is sorted or encoded before [`Builder::finish`].
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::column::{Column, ColumnData};
@@ -202,6 +203,54 @@ impl ColumnBuilder {
             ColumnData::F32(v) => cmp_float(v[a].into(), v[b].into()),
             ColumnData::F64(v) => cmp_float(v[a], v[b]),
             ColumnData::Bytes { .. } | ColumnData::Fixed { .. } => self.bytes(a).cmp(self.bytes(b)),
+        }
+    }
+
+    /// A number for each row such that rows sort by it as by this column. None: there are nulls, or it is a column of floats,
+    /// of numbers too far apart, or of more than `most` distinct byte strings.
+    pub(crate) fn ranks(&self, most: usize) -> Option<Vec<u64>> {
+        fn spread<T: Copy + Into<i128>>(v: &[T]) -> Option<Vec<u64>> {
+            let low: i128 = (*v.iter().min_by_key(|x| (**x).into())?).into();
+            v.iter().map(|x| u64::try_from((*x).into().checked_sub(low)?).ok()).collect()
+        }
+        if self.nulls.as_ref().is_some_and(|n| n.contains(&true)) {
+            return None;
+        }
+        match &self.data {
+            ColumnData::I16(v) => spread(v),
+            ColumnData::I32(v) => spread(v),
+            ColumnData::I64(v) => spread(v),
+            ColumnData::I128(v) => spread(v),
+            ColumnData::Bytes { .. } | ColumnData::Fixed { .. } => {
+                let mut known: HashMap<&[u8], u64> = HashMap::new();
+                for row in 0..self.rows {
+                    let next = known.len() as u64;
+                    known.entry(self.bytes(row)).or_insert(next);
+                    if known.len() > most {
+                        return None;
+                    }
+                }
+                let mut sorted: Vec<(&[u8], u64)> = known.iter().map(|(v, n)| (*v, *n)).collect();
+                sorted.sort_unstable();
+                for (rank, (value, _)) in sorted.into_iter().enumerate() {
+                    known.insert(value, rank as u64);
+                }
+                (0..self.rows).map(|row| known.get(self.bytes(row)).copied()).collect()
+            }
+            ColumnData::Bool(_) | ColumnData::F32(_) | ColumnData::F64(_) => None,
+        }
+    }
+
+    /// The length of the longest value of a column of bytes.
+    pub(crate) fn longest(&self) -> usize {
+        match &self.data {
+            ColumnData::Bytes { .. } => {
+                let mut start = 0;
+                let lengths = self.ends.iter().map(|end| end - std::mem::replace(&mut start, *end));
+                lengths.max().map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX))
+            }
+            ColumnData::Fixed { width, .. } => *width,
+            _ => 0,
         }
     }
 

@@ -77,6 +77,7 @@ impl ColumnData {
     }
 
     /// The bytes of value `i`; none for numbers.
+    #[inline]
     pub fn bytes(&self, i: usize) -> &[u8] {
         match self {
             Self::Bytes { offsets, data } => &data[offsets[i] as usize..offsets[i + 1] as usize],
@@ -177,6 +178,7 @@ impl Column {
     }
 
     /// Whether row `i` is null.
+    #[inline]
     pub fn is_null(&self, i: usize) -> bool {
         self.nulls.as_ref().is_some_and(|n| n[i])
     }
@@ -192,6 +194,7 @@ impl Column {
     }
 
     /// The bytes of row `i`; none when it is null or a number.
+    #[inline]
     pub fn bytes(&self, i: usize) -> &[u8] {
         if self.is_null(i) { &[] } else { self.data.bytes(i) }
     }

@@ -197,6 +197,16 @@ impl Fragment {
         .map_err(|e| self.damaged_chunk(block, col, &e))
     }
 
+    /// Reads a column of whole numbers or decimals of a block as 64-bit integers (of decimals the unscaled values); `None` if
+    /// they are kept in another way or may not fit.
+    pub fn read_integers(&self, block: usize, col: usize) -> Result<Option<Column>> {
+        match self.cached_chunk(block, col) {
+            Some(chunk) => chunk.0.integers(),
+            None => self.load(block, col)?.integers(),
+        }
+        .map_err(|e| self.damaged_chunk(block, col, &e))
+    }
+
     /// A column of a block, kept for the next time that it or a value of it is asked for.
     pub fn column(&self, block: usize, col: usize) -> Result<Rc<Column>> {
         let key = Key::Column(block, col);

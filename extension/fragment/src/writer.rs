@@ -104,6 +104,10 @@ pub(crate) fn write(
 fn sort(schema: &Schema, columns: &[ColumnBuilder], rows: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..rows as u32).collect();
     let key: Vec<&ColumnBuilder> = schema.sort_key.iter().map(|c| &columns[*c]).collect();
+    if let Some(mut packed) = pack(&key, rows) {
+        packed.sort_unstable();
+        return packed.iter().map(|k| *k as u32).collect();
+    }
     if !key.is_empty() {
         order.sort_by(|a, b| {
             key.iter().map(|c| c.compare(*a as usize, *b as usize)).find(|o| o.is_ne()).unwrap_or(a.cmp(b))
@@ -112,10 +116,36 @@ fn sort(schema: &Schema, columns: &[ColumnBuilder], rows: usize) -> Vec<u32> {
     order
 }
 
+/// Most distinct values of a column of bytes that [`pack`] numbers.
+const FEW_VALUES: usize = 1 << 14;
+
+/// The key of each row as one number, with the row's number behind it, if they fit: sorting these is several times faster than
+/// comparing columns.
+fn pack(key: &[&ColumnBuilder], rows: usize) -> Option<Vec<u128>> {
+    if key.is_empty() {
+        return None;
+    }
+    let mut packed: Vec<u128> = vec![0; rows];
+    let mut bits = 32;
+    for column in key {
+        let numbers = column.ranks(FEW_VALUES)?;
+        let width = u64::BITS - numbers.iter().max()?.leading_zeros();
+        bits += width;
+        if bits > u128::BITS {
+            return None;
+        }
+        packed.iter_mut().zip(numbers).for_each(|(p, n)| *p = (*p << width) | u128::from(n));
+    }
+    packed.iter_mut().zip(0u128..).for_each(|(p, row)| *p = (*p << 32) | row);
+    Some(packed)
+}
+
 /// Cuts the ordered rows into blocks. A block has at least one row, whatever its size.
 fn cut(options: &BuilderOptions, columns: &[ColumnBuilder], order: &[u32]) -> Vec<std::ops::Range<usize>> {
-    let wide: Vec<&ColumnBuilder> = columns.iter().filter(|c| c.ty().is_bytes()).collect();
     let limit = options.block_bytes.min(1 << 30);
+    // Columns of which even a full block of the longest value stays below the limit need no counting.
+    let may_exceed = |c: &&ColumnBuilder| c.longest().saturating_mul(options.block_rows as usize) > limit;
+    let wide: Vec<&ColumnBuilder> = columns.iter().filter(|c| c.ty().is_bytes()).filter(may_exceed).collect();
     let mut blocks = Vec::new();
     let mut start = 0;
     let mut sizes = vec![0usize; wide.len()];

@@ -235,6 +235,16 @@ pub unsafe fn missing(tupdesc: pg_sys::TupleDesc, i: usize) -> ColumnSource {
     }
 }
 
+/// The display scale of a numeric's bytes; None for NaN and infinities.
+pub fn display_scale(bytes: &[u8]) -> Option<i32> {
+    let header = u16::from_ne_bytes([*bytes.first()?, *bytes.get(1)?]);
+    match header {
+        h if h & 0xC000 == 0xC000 => None,
+        h if h & 0x8000 != 0 => Some(i32::from((h >> 7) & 0x3F)),
+        h => Some(i32::from(h & 0x3FFF)),
+    }
+}
+
 const NBASE: i128 = 10_000;
 
 /// The unscaled value at `scale` of a numeric's bytes (without the length word; the format is numeric.c's). None for NaN,

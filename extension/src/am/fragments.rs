@@ -5,6 +5,7 @@
 
 use super::datum::{self, Kind};
 use super::deletion;
+use super::summary::Summary;
 use crate::error::StrataError;
 use crate::guc;
 use crate::pg::catalog::{self, FragmentRow};
@@ -18,8 +19,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use strata_fragment::{Fragment, FragmentError, PhysicalType, Value, fragment_path};
 
-/// Files of fragments that a backend keeps open.
-const OPEN_FRAGMENTS: usize = 64;
+/// Fragments that a backend keeps open, and the memory that they may take together. A table with a few years of monthly
+/// partitions fits: when a scan or look-ups go round more fragments than are kept, each is opened again each time.
+const OPEN_FRAGMENTS: usize = 1_024;
+const OPEN_MEMORY: usize = 512 << 20;
 
 /// Where the values of an attribute come from.
 #[derive(Clone, Copy, Debug)]
@@ -77,16 +80,14 @@ impl TableFragment {
         self.row.first_row_id + last.map_or(self.row.row_count, |last| u64::from(last) + 1)
     }
 
+    /// Whether the fragment is open already.
+    pub fn is_open(&self) -> bool {
+        OPEN.with_borrow(|open| open.fragments.contains_key(&self.row.hash))
+    }
+
     /// The opened fragment; raises an ERROR that names it if it is missing or damaged.
     pub fn open(&self) -> Rc<Fragment> {
-        let cached = OPEN.with_borrow_mut(|open| {
-            let at = open.iter().position(|(hash, _)| *hash == self.row.hash)?;
-            let entry = open.remove(at);
-            let fragment = entry.1.clone();
-            open.push(entry);
-            Some(fragment)
-        });
-        if let Some(fragment) = cached {
+        if let Some(fragment) = OPEN.with_borrow_mut(|open| open.get(&self.row.hash)) {
             return fragment;
         }
         let path = fragment_path(&store(), &self.row.hash);
@@ -114,12 +115,7 @@ impl TableFragment {
             }
             .raise();
         }
-        OPEN.with_borrow_mut(|open| {
-            if open.len() >= OPEN_FRAGMENTS {
-                open.remove(0);
-            }
-            open.push((self.row.hash.clone(), fragment.clone()));
-        });
+        OPEN.with_borrow_mut(|open| open.put(self.row.hash.clone(), fragment.clone()));
         fragment
     }
 
@@ -186,11 +182,59 @@ pub struct TableFragments {
     pub list: Vec<TableFragment>,
     /// Rows that are deleted for every snapshot and have no mark any more.
     pub folded: RoaringTreemap,
+    /// By attribute number; see [`super::summary`].
+    pub(super) summaries: RefCell<HashMap<i16, Option<Rc<Summary>>>>,
 }
 
 thread_local! {
     static TABLES: RefCell<HashMap<Oid, Rc<TableFragments>>> = RefCell::default();
-    static OPEN: RefCell<Vec<(String, Rc<Fragment>)>> = const { RefCell::new(Vec::new()) };
+    static OPEN: RefCell<Open> = RefCell::default();
+}
+
+/// The open fragments: by hash, each with when it was last asked for.
+#[derive(Default)]
+struct Open {
+    fragments: HashMap<String, (u64, Rc<Fragment>)>,
+    clock: u64,
+}
+
+impl Open {
+    fn get(&mut self, hash: &str) -> Option<Rc<Fragment>> {
+        self.clock += 1;
+        if self.clock.is_multiple_of(1_024) {
+            self.trim();
+        }
+        let entry = self.fragments.get_mut(hash)?;
+        entry.0 = self.clock;
+        Some(entry.1.clone())
+    }
+
+    fn put(&mut self, hash: String, fragment: Rc<Fragment>) {
+        if self.fragments.len() >= OPEN_FRAGMENTS {
+            self.trim();
+        }
+        self.clock += 1;
+        self.fragments.insert(hash, (self.clock, fragment));
+    }
+
+    /// Closes the fragments that were not asked for the longest: down to an eighth below the number, and to the memory.
+    fn trim(&mut self) {
+        let mut memory: usize = self.fragments.values().map(|(_, f)| f.memory_bytes()).sum();
+        let most = OPEN_FRAGMENTS - OPEN_FRAGMENTS / 8;
+        if self.fragments.len() <= most && memory <= OPEN_MEMORY {
+            return;
+        }
+        let mut by_age: Vec<(u64, String)> = self.fragments.iter().map(|(hash, (at, _))| (*at, hash.clone())).collect();
+        by_age.sort_unstable();
+        for (_, hash) in by_age {
+            if self.fragments.len() <= most && memory <= OPEN_MEMORY {
+                break;
+            }
+            if let Some((_, fragment)) = self.fragments.remove(&hash) {
+                memory = memory.saturating_sub(fragment.memory_bytes());
+            }
+        }
+    }
 }
 
 thread_local! {
@@ -240,7 +284,7 @@ pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
             .flat_map(|r| r.deleted.iter().flatten().map(|offset| r.first_row_id + u64::from(offset)))
             .collect();
         let list = rows.into_iter().map(|row| TableFragment { row, relid }).collect();
-        let table = Rc::new(TableFragments { filenode, list, folded });
+        let table = Rc::new(TableFragments { filenode, list, folded, summaries: RefCell::default() });
         TABLES.with_borrow_mut(|t| t.insert(relid, table.clone()));
         table
     });
@@ -315,7 +359,9 @@ impl TableFragments {
     /// `rel` is this table; the datums are of the attributes' types.
     pub unsafe fn lookup(&self, rel: pg_sys::Relation, attnums: &[i16], values: &[Datum]) -> Vec<u64> {
         let mut rows = Vec::new();
-        for f in &self.list {
+        // SAFETY: the caller's promise.
+        let stretch = unsafe { self.stretch_of((*rel).rd_att, attnums, values) };
+        for f in &self.list[stretch] {
             let fragment = f.open();
             let mut columns = Vec::with_capacity(attnums.len());
             let mut wanted: Vec<Value> = Vec::with_capacity(attnums.len());

@@ -41,4 +41,5 @@ pub mod scan;
 pub mod speculative;
 pub mod ssi;
 pub mod storage;
+pub mod summary;
 pub mod unique;

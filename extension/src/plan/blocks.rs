@@ -6,7 +6,7 @@
 
 use super::clause::Leaf;
 use super::test::{Test, Verdict};
-use crate::am::datum;
+use crate::am::datum::{self, Kind};
 use crate::am::fragments::{ColumnSource, TableFragments};
 use pgrx::pg_sys;
 use roaring::RoaringTreemap;
@@ -115,6 +115,7 @@ pub struct Batch {
     pub recheck: bool,
     columns: Vec<Option<Rc<Column>>>,
     dictionaries: Vec<Option<Option<Rc<Dictionary>>>>,
+    integers: Vec<Option<Option<Rc<Column>>>>,
 }
 
 /// A scan over the fragments of one table.
@@ -126,8 +127,36 @@ pub struct BlockScan {
     own: AtomicU64,
     shared: Option<*const AtomicU64>,
     current: Option<Rc<OpenFragment>>,
+    /// The fragments that the tests may hold in, and the blocks before and behind them.
+    stretch: Stretch,
     /// What was done.
     pub stats: Stats,
+}
+
+/// The fragments that some tests may hold in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stretch {
+    /// Their numbers.
+    pub fragments: std::ops::Range<usize>,
+    blocks: (u64, u64),
+}
+
+impl Stretch {
+    /// As far as it is known without looking at each fragment.
+    pub fn of(table: &TableFragments, tupdesc: pg_sys::TupleDesc, tests: &[(Leaf, Test)]) -> Self {
+        let n = table.list.len();
+        let mut stretch = Self { fragments: 0..n, blocks: (0, 0) };
+        for (leaf, test) in tests {
+            let Some((lo, hi)) = test.span() else { continue };
+            // SAFETY: the leaf's attribute is one of the descriptor's, which is the table's.
+            let Some(summary) = (unsafe { table.summary(tupdesc, leaf.attnum, leaf.kind) }) else { continue };
+            let found = summary.stretch(lo, hi);
+            let (start, end) = (stretch.fragments.start.max(found.start), stretch.fragments.end.min(found.end));
+            stretch.fragments = start..end.max(start);
+            stretch.blocks = (summary.blocks(0..start), summary.blocks(stretch.fragments.end..n));
+        }
+        stretch
+    }
 }
 
 impl BlockScan {
@@ -139,7 +168,9 @@ impl BlockScan {
         tests: Vec<(Leaf, Test)>,
         shared: Option<*const AtomicU64>,
     ) -> Self {
-        Self { table, tupdesc, deleted, tests, own: AtomicU64::new(0), shared, current: None, stats: Stats::default() }
+        let stretch = Stretch::of(&table, tupdesc, &tests);
+        let stats = Stats::default();
+        Self { table, tupdesc, deleted, tests, own: AtomicU64::new(0), shared, current: None, stretch, stats }
     }
 
     /// The deletion vector, for the next scan with the same snapshot.
@@ -165,6 +196,21 @@ impl BlockScan {
             let (number, block) = ((at >> 32) as usize, (at & u64::from(u32::MAX)) as usize);
             if number >= self.table.list.len() {
                 return None;
+            }
+            if !self.stretch.fragments.contains(&number) {
+                // All participants of a parallel scan have the same stretch; one of them counts what is left out.
+                let (before, behind) = self.stretch.blocks;
+                let (to, gone, blocks) = if number < self.stretch.fragments.start {
+                    (self.stretch.fragments.start, self.stretch.fragments.start - number, before)
+                } else {
+                    (self.table.list.len(), self.table.list.len() - number, behind)
+                };
+                let next = (to as u64) << 32;
+                if self.counter().compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                    self.stats.fragments_pruned += gone as u64;
+                    self.stats.blocks_pruned += blocks;
+                }
+                continue;
             }
             pgrx::check_for_interrupts!();
             let fragment = self.open(number);
@@ -267,13 +313,17 @@ impl BlockScan {
             selection: Selection::All(info.rows),
             columns: vec![None; attributes],
             dictionaries: vec![None; attributes],
+            integers: vec![None; attributes],
         };
         let live = mask.as_ref().map_or(info.rows as usize, |m| m.iter().filter(|x| **x).count());
         for (place, test) in &open_tests {
             let mask = mask.get_or_insert_with(|| vec![true; info.rows as usize]);
-            match batch.dictionary(&self.table, place.attribute) {
-                Some(dictionary) => test.filter_codes(&dictionary, mask),
-                None => test.filter(&batch.column(&self.table, self.tupdesc, place.attribute), mask),
+            if let Some(dictionary) = batch.dictionary(&self.table, place.attribute) {
+                test.filter_codes(&dictionary, mask);
+            } else if let Some(integers) = batch.decimals(&self.table, place.attribute) {
+                test.filter(&integers, mask);
+            } else {
+                test.filter(&batch.column(&self.table, self.tupdesc, place.attribute), mask);
             }
             if !mask.contains(&true) {
                 break;
@@ -300,6 +350,11 @@ impl BlockScan {
     /// A column of bytes as codes into its distinct values, if it is kept like that.
     pub fn dictionary(&self, batch: &mut Batch, attribute: usize) -> Option<Rc<Dictionary>> {
         batch.dictionary(&self.table, attribute)
+    }
+
+    /// The decoded column of whole numbers or decimals as 64-bit integers, if they fit.
+    pub fn integers(&self, batch: &mut Batch, attribute: usize) -> Option<Rc<Column>> {
+        batch.integers(&self.table, attribute)
     }
 
     /// One value.
@@ -339,6 +394,28 @@ impl Batch {
             self.fragment.plain.borrow_mut()[attribute] = true;
         }
         self.dictionaries[attribute] = Some(found.clone());
+        found
+    }
+
+    /// Decimals as 64-bit integers, of half the size.
+    fn decimals(&mut self, table: &TableFragments, attribute: usize) -> Option<Rc<Column>> {
+        let numeric = matches!(self.fragment.sources[attribute], ColumnSource::Column(_, Kind::Numeric(_)));
+        if numeric && self.columns[attribute].is_none() { self.integers(table, attribute) } else { None }
+    }
+
+    fn integers(&mut self, table: &TableFragments, attribute: usize) -> Option<Rc<Column>> {
+        if let Some(known) = &self.integers[attribute] {
+            return known.clone();
+        }
+        let ColumnSource::Column(column, _) = self.fragment.sources[attribute] else { return None };
+        let found = match self.fragment.file.schema().columns[column].ty {
+            PhysicalType::Decimal { .. } | PhysicalType::I16 | PhysicalType::I32 | PhysicalType::I64 => {
+                let tf = &table.list[self.fragment.number];
+                tf.check(self.fragment.file.read_integers(self.block, column)).map(Rc::new)
+            }
+            _ => None,
+        };
+        self.integers[attribute] = Some(found.clone());
         found
     }
 
@@ -458,8 +535,12 @@ pub fn estimate(
 ) -> Estimate {
     let kept = Cell::new(0u64);
     let mut estimate = Estimate::default();
-    for tf in &table.list {
+    let stretch = Stretch::of(table, tupdesc, tests);
+    for (number, tf) in table.list.iter().enumerate() {
         estimate.rows += tf.row.row_count;
+        if !stretch.fragments.contains(&number) {
+            continue;
+        }
         if tests.is_empty() || !local(tf) {
             kept.set(kept.get() + tf.row.row_count);
             estimate.bytes += tf.row.bytes;

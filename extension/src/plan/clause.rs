@@ -148,7 +148,8 @@ unsafe fn operator(opno: Oid, class: Class, family: u32, collation: Oid) -> Opti
             return None;
         }
         let right_class = class_of(right)?.0;
-        if right_class != class && !(class == Class::Timestamp && right_class == Class::Date) {
+        let mixed = matches!((class, right_class), (Class::Timestamp, Class::Date) | (Class::Date, Class::Timestamp));
+        if right_class != class && !mixed {
             return None;
         }
         let equality = matches!(op, Op::Eq | Op::Ne);
@@ -278,7 +279,7 @@ pub unsafe fn analyze(
 enum Scalar {
     Int(i128),
     Bytes(Vec<u8>),
-    /// Between this unscaled value and the next.
+    /// Between this value and the next.
     Between(i128),
     AboveAll,
     BelowAll,
@@ -333,6 +334,7 @@ impl Leaf {
             match self.class {
                 Class::Bool => Scalar::Int(i128::from(value.value() & 0xff != 0)),
                 Class::Char => Scalar::Int(i128::from(value.value() as i8)),
+                Class::Date if type_ == pg_sys::TIMESTAMPOID => timestamp_among_dates(value.value() as i64),
                 Class::Oid | Class::Enum | Class::Date => Scalar::Int(i128::from(value.value() as i32)),
                 Class::Int => Scalar::Int(match type_ {
                     pg_sys::INT2OID => i128::from(value.value() as i16),
@@ -441,6 +443,16 @@ fn date_to_timestamp(date: i32) -> i64 {
         i32::MAX => i64::MAX,
         // Later than every finite timestamp, earlier than infinity.
         d => i64::from(d).checked_mul(MICROSECONDS_A_DAY).unwrap_or(i64::MAX - 1),
+    }
+}
+
+/// A timestamp among dates: one of them, or between one and the next.
+fn timestamp_among_dates(timestamp: i64) -> Scalar {
+    match timestamp {
+        i64::MIN => Scalar::Int(i128::from(i32::MIN)),
+        i64::MAX => Scalar::Int(i128::from(i32::MAX)),
+        t if t % MICROSECONDS_A_DAY == 0 => Scalar::Int(i128::from(t / MICROSECONDS_A_DAY)),
+        t => Scalar::Between(i128::from(t.div_euclid(MICROSECONDS_A_DAY))),
     }
 }
 

@@ -350,7 +350,11 @@ unsafe extern "C-unwind" fn next_fragment_row(state: *mut WarmScanState) -> i32 
                 return if scan.rows.recheck() { 2 } else { 1 };
             }
             match blocks.next() {
-                Some(batch) => scan.rows.begin(batch),
+                Some(mut batch) => {
+                    let first = scan.private.first.filter(|_| (*state).rest.is_null());
+                    first.inspect(|f| f.reduce(blocks, &mut batch));
+                    scan.rows.begin(batch);
+                }
                 None => {
                     scan.rows.clear();
                     return 0;

@@ -69,6 +69,14 @@ pub unsafe extern "C-unwind" fn explain(
                 text(c"Key Lookup", &CStr::from_ptr(name).to_string_lossy(), es);
             }
         }
+        if let Some(first) = scan.private.first {
+            let name = |attnum: i16| {
+                let name = compat::attribute((*rel).rd_att, attnum as usize - 1).attname.data.as_ptr();
+                CStr::from_ptr(pg_sys::quote_identifier(name)).to_string_lossy().into_owned()
+            };
+            let order = if first.largest { " DESC" } else { "" };
+            text(c"First Of", &format!("{} by {}{order}", name(first.key), name(first.by)), es);
+        }
         if items::<pg_sys::Node>(scan.pushed).len() > 0 && scan.private.part != Part::Delta {
             let context = pg_sys::set_deparse_context_plan((*es).deparse_cxt, plan, ancestors);
             let clause = pg_sys::make_ands_explicit(scan.pushed);

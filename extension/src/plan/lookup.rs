@@ -4,6 +4,7 @@
 //! deletion vector is asked for each row that they give. The btree has entries for exactly the delta rows. A delta store of
 //! one page is read instead.
 
+use super::blocks::Stretch;
 use super::clause::{Ask, Leaf, Op};
 use super::test::Test;
 use crate::am::fragments::{ColumnSource, TableFragments};
@@ -150,7 +151,9 @@ impl FragmentKeys {
         context: pg_sys::MemoryContext,
     ) -> Self {
         let mut found = Vec::new();
-        for tf in &table.list {
+        // SAFETY: the caller's promise.
+        let stretch = Stretch::of(&table, unsafe { (*rel).rd_att }, tests);
+        for tf in &table.list[stretch.fragments] {
             let fragment = tf.open();
             let (mut columns, mut values, mut possible) = (Vec::new(), Vec::new(), true);
             for (leaf, test) in tests {

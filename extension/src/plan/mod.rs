@@ -7,7 +7,7 @@
 //!   aggregate  WarmAggregate below a Finalize        ├ lookup    rows by key: btree and fragment index
 //!              Aggregate                             ├ blocks    pruned, filtered, decoded on demand
 //!   clause     which clauses fragments answer        │   └ test     exact conditions on columns
-//!                                                    ├ rows      datums column by column
+//!   first      DISTINCT ON: rows that count          ├ rows      datums column by column
 //!                                                    ├ parallel  shared counter of blocks
 //!                                                    └ explain
 //! ```
@@ -29,6 +29,7 @@ mod clause;
 mod evaluate;
 mod exec;
 mod explain;
+mod first;
 mod guard;
 mod list;
 mod lookup;

@@ -7,8 +7,9 @@
 use super::blocks;
 use super::clause::{self, Leaf};
 use super::exec::SCAN_METHODS;
+use super::first::{self, First};
 use super::guard;
-use super::list::{is_a, items};
+use super::list::{from_items, is_a, items};
 use super::lookup::{KeyColumn, match_keys};
 use super::private::{Part, Private};
 use super::test::Test;
@@ -33,6 +34,8 @@ const LOOKUP_FRAGMENT_COST: f64 = 0.02;
 const LOOKUP_ROW_COST: f64 = 0.3;
 /// So many fragment rows are reckoned as a page when parallel workers are counted.
 const ROWS_A_PAGE: f64 = 100.0;
+/// Rows of a block, as a rule.
+const BLOCK_ROWS: f64 = 32_768.0;
 /// At most so many sets of outer relations are tried for look-ups.
 const PARAMETER_SETS: usize = 8;
 
@@ -66,6 +69,8 @@ pub struct Planned {
     others: usize,
     estimate: blocks::Estimate,
     columns: f64,
+    /// Only rows that can come first are needed; how many a block has of them.
+    first: Option<(First, f64)>,
 }
 
 impl Planned {
@@ -121,7 +126,11 @@ impl Planned {
             let estimate = blocks::estimate(&table, tupdesc, &known, is_local);
             let delta_pages =
                 f64::from(pg_sys::RelationGetNumberOfBlocksInFork(open.0, pg_sys::ForkNumber::MAIN_FORKNUM));
-            Some(Self { rel, table, delta_pages, leaves, others, estimate, columns })
+            let first = first::wanted(root, rel, tupdesc).filter(|_| others == 0).map(|(first, key)| {
+                let (none, rows) = (null_mut(), (*rel).rows);
+                (first, pg_sys::estimate_num_groups(root, from_items([key]), rows, none, null_mut()))
+            });
+            Some(Self { rel, table, delta_pages, leaves, others, estimate, columns, first })
         }
     }
 
@@ -134,14 +143,26 @@ impl Planned {
         unsafe {
             let rel = &*self.rel;
             let parameters = pg_sys::get_baserel_parampathinfo(root, self.rel, rel.lateral_relids);
-            let path = new_path(self.rel, parameters, Private { part, lookup: None });
-            let (delta, fragments) = self.costs();
+            let first = self.first.filter(|_| part == Part::All);
+            let private = Private { part, lookup: None, first: first.map(|f| f.0) };
+            let path = new_path(self.rel, parameters, private);
+            let (delta, mut fragments) = self.costs();
             let output = (*rel.reltarget).cost;
             let delta_tuples = (rel.tuples - self.estimate.rows as f64).max(0.0);
             let (cost, rows) = match part {
                 Part::All => (delta + fragments, (*path).path.rows),
                 Part::Fragments => (fragments, (*path).path.rows),
                 Part::Delta => (delta, ((*path).path.rows * delta_tuples / rel.tuples.max(1.0)).max(1.0)),
+            };
+            let mut rows = rows;
+            if let Some((_, groups)) = first {
+                let fewer = rows.min(groups * (self.estimate.kept as f64 / BLOCK_ROWS).ceil().max(1.0));
+                fragments = (fragments - (rows - fewer) * ROW_COST).max(0.0);
+                rows = fewer;
+            }
+            let cost = match part {
+                Part::All => delta + fragments,
+                Part::Fragments | Part::Delta => cost,
             };
             (*path).path.rows = rows;
             (*path).path.startup_cost = rel.baserestrictcost.startup + output.startup;
@@ -411,9 +432,13 @@ unsafe fn add_lookup(
     // SAFETY: the arguments are the planner's.
     unsafe {
         let whole_key = (*index).unique && matched == keys.len();
-        if !whole_key && !is_sorted_by(&planned.table, &keys[..matched]) {
+        let sorted = is_sorted_by(&planned.table, &keys[..matched]);
+        if !whole_key && !sorted {
             return;
         }
+        // In the order of the key, few of many fragments are asked.
+        let fragments = planned.table.list.len() as f64;
+        let asked = if sorted { fragments.min(2.0 + fragments.log2()) } else { fragments };
         let rel = &*planned.rel;
         let parameters = pg_sys::get_baserel_parampathinfo(root, planned.rel, outer);
         let mut in_plan = planned_leaves(root, planned.rel, parameters);
@@ -421,7 +446,7 @@ unsafe fn add_lookup(
         if match_keys(&in_plan, keys).len() < matched {
             return;
         }
-        let private = Private { part: Part::All, lookup: Some(((*index).indexoid, matched)) };
+        let private = Private { part: Part::All, lookup: Some(((*index).indexoid, matched)), first: None };
         let path = new_path(planned.rel, parameters, private);
         let output = (*rel.reltarget).cost;
         let rows = (*path).path.rows;
@@ -430,7 +455,7 @@ unsafe fn add_lookup(
         (*path).path.startup_cost = rel.baserestrictcost.startup + output.startup;
         (*path).path.total_cost = (*path).path.startup_cost
             + LOOKUP_COST
-            + LOOKUP_FRAGMENT_COST * planned.table.list.len() as f64
+            + LOOKUP_FRAGMENT_COST * asked
             + found * (LOOKUP_ROW_COST + pg_sys::cpu_tuple_cost * planned.columns + rel.baserestrictcost.per_tuple)
             + rows * output.per_tuple
             + if planned.delta_pages > 1.0 { pg_sys::random_page_cost * 0.1 } else { pg_sys::seq_page_cost * 0.1 };

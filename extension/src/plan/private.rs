@@ -1,5 +1,6 @@
 //! What the planner tells the executor of a WarmScan.
 
+use super::first::First;
 use super::list::{from_integers, integers};
 use pgrx::pg_sys;
 use pgrx::pg_sys::Oid;
@@ -18,6 +19,8 @@ pub struct Private {
     pub part: Part,
     /// The index whose key is looked up, and how many of its columns.
     pub lookup: Option<(Oid, usize)>,
+    /// Only rows that can come first are needed.
+    pub first: Option<First>,
 }
 
 impl Private {
@@ -32,8 +35,9 @@ impl Private {
             Part::Delta => 2,
         };
         let (index, keys) = self.lookup.unwrap_or((Oid::INVALID, 0));
+        let (key, by, largest) = self.first.map_or((0, 0, false), |f| (f.key, f.by, f.largest));
         // SAFETY: the caller's promise.
-        unsafe { from_integers(&[part, index.to_u32() as i32, keys as i32]) }
+        unsafe { from_integers(&[part, index.to_u32() as i32, keys as i32, key.into(), by.into(), i32::from(largest)]) }
     }
 
     /// What [`Private::to_list`] made.
@@ -50,6 +54,7 @@ impl Private {
                 2 => Part::Delta,
                 _ => Part::All,
             },
+            first: (get(3) != 0).then(|| First { key: get(3) as i16, by: get(4) as i16, largest: get(5) != 0 }),
             lookup: (get(1) != 0).then(|| (Oid::from(get(1) as u32), get(2) as usize)),
         }
     }

@@ -74,6 +74,15 @@ impl Test {
         }
     }
 
+    /// The whole numbers between which a value must be to satisfy the test, if it says so.
+    pub fn span(&self) -> Option<(i128, i128)> {
+        match self {
+            Self::Range { lo, hi, negate: false } => Some((*lo, *hi)),
+            Self::Among(set) => Some((*set.first()?, *set.last()?)),
+            _ => None,
+        }
+    }
+
     fn holds_bytes(&self, bytes: &[u8]) -> bool {
         match self {
             Self::Bytes { lo, hi, negate } => {

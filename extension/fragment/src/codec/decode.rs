@@ -144,6 +144,55 @@ impl Lazy {
         Ok(Column { data, nulls })
     }
 
+    /// [`Self::column`] of whole numbers of any width as 64-bit integers, whatever the column's type; `None` if they are not
+    /// kept as such or may not fit. Unscaled decimals take half the memory this way.
+    pub(crate) fn integers(&self) -> Result<Option<Column>, String> {
+        let dense = match (&self.repr, &self.array) {
+            (Repr::Constant(v), _) => {
+                let whole = match v {
+                    Value::I16(v) => Some(i64::from(*v)),
+                    Value::I32(v) => Some(i64::from(*v)),
+                    Value::I64(v) => Some(*v),
+                    Value::I128(v) => i64::try_from(*v).ok(),
+                    _ => None,
+                };
+                let Some(v) = whole else { return Ok(None) };
+                ColumnData::I64(vec![v; self.dense_rows()])
+            }
+            (Repr::Integer { bits, base, scale }, Some(array)) => {
+                // The largest value that the width allows must fit, so that no value wraps.
+                let most = i128::from(u64::MAX >> (64 - u32::from(*bits).clamp(1, 64))).checked_mul(i128::from(*scale));
+                let fits = most
+                    .and_then(|most| base.checked_add(most))
+                    .is_some_and(|most| i64::try_from(most).is_ok() && i64::try_from(*base).is_ok());
+                if !fits || !self.ty.is_integer() {
+                    return Ok(None);
+                }
+                guard(|| {
+                    let values = primitive(array.clone())?;
+                    match values.ptype() {
+                        PType::U8 => restore(values.to_buffer::<u8>().as_slice(), *base, *scale, PhysicalType::I64),
+                        PType::U16 => restore(values.to_buffer::<u16>().as_slice(), *base, *scale, PhysicalType::I64),
+                        PType::U32 => restore(values.to_buffer::<u32>().as_slice(), *base, *scale, PhysicalType::I64),
+                        PType::U64 => restore(values.to_buffer::<u64>().as_slice(), *base, *scale, PhysicalType::I64),
+                        other => Err(format!("integers stored as {other}")),
+                    }
+                })?
+            }
+            _ => return Ok(None),
+        };
+        let expected = self.dense_rows();
+        if dense.len() != expected {
+            return Err(format!("{} values instead of {expected}", dense.len()));
+        }
+        let nulls = self.null_rows();
+        let data = match &nulls {
+            Some(nulls) => dense.spread(nulls),
+            None => dense,
+        };
+        Ok(Some(Column { data, nulls }))
+    }
+
     fn null_rows(&self) -> Option<Vec<bool>> {
         match (&self.repr, &self.nulls) {
             (Repr::Empty, _) => Some(vec![true; self.rows as usize]),

@@ -16,13 +16,14 @@ use crate::nulls::NullSet;
 use crate::schema::PhysicalType;
 use crate::value::Value;
 
-/// Bytes of at least this average length are also tried with zstd.
-const WIDE: usize = 32;
+/// Bytes of at least this average length are also tried with zstd, unless the other encoding makes them this many times smaller.
+const WIDE: usize = 20;
+const SMALL_ENOUGH: usize = 4;
 /// The part of the other encoding's size that zstd must stay below to be taken, in percent.
-const ZSTD_GAIN: usize = 80;
+const ZSTD_GAIN: usize = 92;
 const ZSTD_LEVEL: i32 = 3;
-/// Uncompressed bytes of a zstd frame, which is what reading one value decompresses.
-const ZSTD_FRAME: usize = 128 << 10;
+/// Uncompressed bytes of a zstd frame, which is what reading one value decompresses: about 20 µs.
+const ZSTD_FRAME: usize = 16 << 10;
 
 /// A chunk ready to be written: the Vortex array, then the null set.
 pub(crate) struct Encoded {
@@ -89,7 +90,8 @@ impl Encoder {
     fn compress(&self, array: ArrayRef, repr: &Repr, dense: &Dense<'_>) -> Result<Vec<u8>, String> {
         let mut ctx = SESSION.create_execution_ctx();
         let usual = self.serialize(&self.compressor.compress(&array, &mut ctx).map_err(text)?)?;
-        if !matches!(repr, Repr::Text | Repr::Binary) || dense.bytes < WIDE * dense.rows.len() {
+        let wide = matches!(repr, Repr::Text | Repr::Binary) && dense.bytes >= WIDE * dense.rows.len();
+        if !wide || usual.len() * SMALL_ENOUGH < dense.bytes {
             return Ok(usual);
         }
         let packed = self.serialize(&Self::zstd(array, dense, &mut ctx)?)?;

@@ -3,10 +3,10 @@
 //! Its child is a WarmScan over fragments, which it drives block by block; the scan's clauses are put as in a scan.
 
 use super::keys::{Groups, Keys};
-use super::spec::{self, Output};
+use super::spec::{self, Argument, Output};
 use super::state::States;
 use crate::am::datum;
-use crate::pg::compat;
+use crate::pg::{compat, guarded};
 use crate::plan::exec::{self as scan, Methods, WarmScanState};
 use crate::plan::explain::text;
 use crate::plan::list::{from_items, items};
@@ -17,9 +17,16 @@ use std::ffi::CStr;
 
 /// Groups are given out and forgotten when there are so many.
 const MANY_GROUPS: usize = 100_000;
+/// Up to so many groups, the rows of a block are counted by group once for all aggregates.
+pub const FEW_GROUPS: usize = 4_096;
 
 struct Aggregation {
     outputs: Vec<Output>,
+    /// By output: the number of its state; outputs of the same aggregate share one.
+    state_of: Vec<Option<usize>>,
+    /// By output: what computes it from its column, which is in `row`.
+    computed: Vec<Option<(usize, *mut pg_sys::ExprState)>>,
+    row: *mut pg_sys::TupleTableSlot,
     keys: Keys,
     states: Vec<States>,
     /// Rows of each group; a group number without rows is not given out.
@@ -94,19 +101,40 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
                 }
             }
         }
-        let states = outputs
-            .iter()
-            .filter_map(|o| match o {
-                Output::State(transition, attribute) => {
-                    let kind = attribute.map(|a| datum::kind_of(compat::attribute(tupdesc, a), false).0);
-                    Some(States::new(*transition, *attribute, kind))
-                }
+        let (mut states, mut state_of): (Vec<States>, Vec<Option<usize>>) = (Vec::new(), Vec::new());
+        let mut known: Vec<&Output> = Vec::new();
+        let mut computed = Vec::new();
+        for output in &outputs {
+            computed.push(match output {
+                Output::Computed(a, expression) => Some((*a, pg_sys::ExecInitExpr(*expression, std::ptr::null_mut()))),
                 _ => None,
-            })
-            .collect();
+            });
+            let Output::State(transition, argument) = output else {
+                state_of.push(None);
+                continue;
+            };
+            let at = known.iter().position(|o| *o == output).unwrap_or_else(|| {
+                let kind = match argument {
+                    Argument::Column(a) => Some(datum::kind_of(compat::attribute(tupdesc, *a), false).0),
+                    _ => None,
+                };
+                known.push(output);
+                states.push(States::new(*transition, argument.clone(), kind));
+                known.len() - 1
+            });
+            state_of.push(Some(at));
+        }
+        let mut row = std::ptr::null_mut();
+        if computed.iter().any(Option::is_some) {
+            row = pg_sys::ExecAllocTableSlot(&mut (*estate).es_tupleTable, tupdesc, &raw const pg_sys::TTSOpsVirtual);
+            pg_sys::ExecStoreAllNullTuple(row);
+        }
         let context = (*estate).es_query_cxt;
         let aggregation = Aggregation {
             keys: Keys::new(&outputs, context),
+            state_of,
+            computed,
+            row,
             outputs,
             states,
             rows: Vec::new(),
@@ -134,16 +162,22 @@ impl Aggregation {
             // SAFETY: the scan gave a batch, so its blocks are there.
             let Some(blocks) = (unsafe { (*(*scan).scan).blocks.as_ref() }) else { break };
             if self.keys.is_empty() {
-                self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, &Groups::One(0)));
+                self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, &Groups::One(0), None));
                 continue;
             }
             let groups = self.keys.groups(blocks, &mut batch);
             self.grow(self.keys.len());
+            let mut counts = None;
             match &groups {
                 Groups::One(g) => self.rows[*g as usize] += batch.selection.len() as u64,
+                Groups::Each(groups) if self.rows.len() <= FEW_GROUPS => {
+                    let counts = counts.insert(vec![0u32; self.rows.len()]);
+                    groups.iter().for_each(|g| counts[*g as usize] += 1);
+                    self.rows.iter_mut().zip(counts).for_each(|(rows, n)| *rows += u64::from(*n));
+                }
                 Groups::Each(groups) => groups.iter().for_each(|g| self.rows[*g as usize] += 1),
             }
-            self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, &groups));
+            self.states.iter_mut().for_each(|s| s.update(blocks, &mut batch, &groups, counts.as_deref()));
             if self.keys.len() >= MANY_GROUPS {
                 self.next = Some(0);
                 return;
@@ -194,15 +228,21 @@ unsafe extern "C-unwind" fn exec(node: *mut pg_sys::CustomScanState) -> *mut pg_
         };
         let old = pg_sys::MemoryContextSwitchTo((*econtext).ecxt_per_tuple_memory);
         let mut keys = aggregation.keys.datums(group).into_iter();
-        let mut states = aggregation.states.iter();
-        for (i, output) in aggregation.outputs.iter().enumerate() {
-            let (value, is_null) = match output {
-                Output::State(..) => {
-                    let datum = states.next().and_then(|s| s.datum(group));
+        for i in 0..aggregation.outputs.len() {
+            let (mut value, mut is_null) = match aggregation.state_of[i] {
+                Some(state) => {
+                    let datum = aggregation.states[state].datum(group);
                     (datum.unwrap_or(pg_sys::Datum::null()), datum.is_none())
                 }
-                _ => keys.next().unwrap_or((pg_sys::Datum::null(), true)),
+                None => keys.next().unwrap_or((pg_sys::Datum::null(), true)),
             };
+            if let Some((attribute, expression)) = aggregation.computed[i] {
+                let row = aggregation.row;
+                *(*row).tts_values.add(attribute) = value;
+                *(*row).tts_isnull.add(attribute) = is_null;
+                (*econtext).ecxt_scantuple = row;
+                value = guarded(|| (*expression).evalfunc.unwrap_unchecked()(expression, econtext, &mut is_null));
+            }
             *(*slot).tts_values.add(i) = value;
             *(*slot).tts_isnull.add(i) = is_null;
         }
@@ -253,11 +293,12 @@ unsafe extern "C-unwind" fn explain(
         let tupdesc = (*(*child(node)).css.ss.ss_currentRelation).rd_att;
         let mut names: Vec<String> = Vec::new();
         for output in &aggregation.outputs {
-            let (Output::Key(a) | Output::Truncated(_, a) | Output::State(_, Some(a))) = output else { continue };
-            let name = pg_sys::quote_identifier(compat::attribute(tupdesc, *a).attname.data.as_ptr());
-            let name = CStr::from_ptr(name).to_string_lossy().into_owned();
-            if !names.contains(&name) {
-                names.push(name);
+            for a in output.attributes() {
+                let name = pg_sys::quote_identifier(compat::attribute(tupdesc, a).attname.data.as_ptr());
+                let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+                if !names.contains(&name) {
+                    names.push(name);
+                }
             }
         }
         if !names.is_empty() {

@@ -55,6 +55,9 @@ pub enum Groups {
     Each(Vec<u32>),
 }
 
+/// Up to so many possible pairs of key values, the pairs of a block are found in an array.
+const DENSE_PAIRS: usize = 16_384;
+
 type Map<K> = HashMap<K, u32, BuildHasherDefault<FastHasher>>;
 
 /// The distinct values of one key column.
@@ -84,7 +87,7 @@ impl Keys {
         let columns: Vec<_> = outputs
             .iter()
             .filter_map(|o| match o {
-                Output::Key(a) => Some((None, *a, Values::default())),
+                Output::Key(a) | Output::Computed(a, _) => Some((None, *a, Values::default())),
                 Output::Truncated(unit, a) => Some((Some(*unit), *a, Values::default())),
                 Output::State(..) => None,
             })
@@ -139,6 +142,11 @@ impl Keys {
     pub fn groups(&mut self, scan: &BlockScan, batch: &mut Batch) -> Groups {
         let mut groups = Groups::One(0);
         for i in 0..self.columns.len() {
+            let left_values = match i {
+                0 => 0,
+                1 => self.columns[0].2.datums.len(),
+                _ => self.halves[i - 2].len(),
+            };
             let (unit, attribute, values) = &mut self.columns[i];
             let numbers = values.numbers(*unit, *attribute, scan, batch, self.context);
             if i == 0 {
@@ -165,6 +173,19 @@ impl Keys {
                         *right = *slot;
                     }
                     Groups::Each(rights)
+                }
+                (Groups::Each(mut lefts), Groups::Each(rights)) if left_values * values.datums.len() <= DENSE_PAIRS => {
+                    // Each pair is looked up once, then found by its place.
+                    let width = values.datums.len();
+                    let mut known: Vec<u32> = vec![u32::MAX; left_values * width];
+                    for (left, right) in lefts.iter_mut().zip(rights) {
+                        let slot = &mut known[*left as usize * width + right as usize];
+                        if *slot == u32::MAX {
+                            *slot = number_of(*left, right);
+                        }
+                        *left = *slot;
+                    }
+                    Groups::Each(lefts)
                 }
                 (Groups::Each(mut lefts), numbers) => {
                     let mut last = (u32::MAX, u32::MAX, 0);

@@ -14,14 +14,24 @@
 //! The states are those that PostgreSQL's transition functions would have made, in the form in which parallel workers send
 //! them ([`state`]); so combining them, the final functions and the errors are PostgreSQL's, HAVING included.
 //!
+//! Sums and averages of numerics take expressions of `+`, `-` and `*` over numeric columns ([`expression`]), computed as whole
+//! numbers of 64 bits where zone maps bound them so. Floats are added in the order of the rows, as PostgreSQL adds them; where
+//! a table has several partial states (partitions, delta store) these are added last, as in a parallel plan.
+//!
+//! What profiles said (TPC-H Q1 and Q6 at scale factor 1): making datums for PostgreSQL's own aggregation costs ten times
+//! as much as decoding; decoding decimals to 128 bits costs twice as much as to 64, and adding them up per row in 128 bits
+//! more than all the rest, so a block is added up in 64 bits first.
+//!
 //! Rows are grouped by the bits of their keys ([`keys`]). Values that are equal but differ in their bits make two groups
 //! here, which the Finalize Aggregate merges, as it merges those of different partitions. For the same reason groups may
 //! be given out and forgotten when there are many, so memory stays bounded.
 
 mod exec;
+mod expression;
 mod keys;
 mod plan;
 mod spec;
 mod state;
+mod wide;
 
 pub use plan::install;

@@ -1,6 +1,7 @@
 //! Which aggregates and group keys can be computed on decoded blocks.
 
 use super::super::list::{is_a, items};
+use super::expression::Expression;
 use crate::am::datum::{self, Kind};
 use crate::pg::compat;
 use pgrx::pg_sys;
@@ -22,21 +23,50 @@ pub enum Transition {
     Sum128,
     /// sum, avg of numeric: count, sum and scales, serialized.
     SumNumeric,
+    /// sum of float4, of float8: the type itself.
+    SumFloat,
+    /// avg of float4, float8: an array of count, sum and sum of squared deviations.
+    AverageFloat,
     /// min
     Min,
     /// max
     Max,
 }
 
+/// What an aggregate is of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Argument {
+    /// Rows.
+    Nothing,
+    /// An attribute (from 0).
+    Column(usize),
+    /// A numeric expression, or a numeric column to add up.
+    Expression(Expression),
+}
+
 /// One column of the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Output {
     /// A key: an attribute (from 0).
     Key(usize),
     /// A key: `date_trunc(unit, attribute)`.
     Truncated(Unit, usize),
-    /// A partial state; count(*) has no attribute.
-    State(Transition, Option<usize>),
+    /// A key: an expression of one date, computed once for each date that there is.
+    Computed(usize, *mut pg_sys::Expr),
+    /// A partial state.
+    State(Transition, Argument),
+}
+
+impl Output {
+    /// The attributes (from 0) that it needs.
+    pub fn attributes(&self) -> Vec<usize> {
+        match self {
+            Self::Key(a) | Self::Truncated(_, a) | Self::Computed(a, _) => vec![*a],
+            Self::State(_, Argument::Column(a)) => vec![*a],
+            Self::State(_, Argument::Expression(e)) => e.columns.iter().map(|c| c.0).collect(),
+            Self::State(_, Argument::Nothing) => Vec::new(),
+        }
+    }
 }
 
 /// A unit of date_trunc.
@@ -64,6 +94,8 @@ fn transition(function: Oid) -> Option<Transition> {
         2101 | 2102 => Transition::AverageInt,
         2107 | 2100 => Transition::Sum128,
         2114 | 2103 => Transition::SumNumeric,
+        2110 | 2111 => Transition::SumFloat,
+        2104 | 2105 => Transition::AverageFloat,
         // int8, int4, int2, float4, float8, date, time, timestamp, timestamptz, numeric
         2115 | 2116 | 2117 | 2119 | 2120 | 2122 | 2123 | 2126 | 2127 | 2130 => Transition::Max,
         2131 | 2132 | 2133 | 2135 | 2136 | 2138 | 2139 | 2142 | 2143 | 2146 => Transition::Min,
@@ -100,13 +132,14 @@ pub unsafe fn output(node: *mut pg_sys::Node, tupdesc: pg_sys::TupleDesc) -> Opt
             NodeTag::T_FuncExpr => {
                 let function = &*node.cast::<pg_sys::FuncExpr>();
                 if function.funcid.to_u32() != TIMESTAMP_TRUNC {
-                    return None;
+                    return computed(node, tupdesc);
                 }
                 let mut args = items::<pg_sys::Node>(function.args);
                 let (unit, value) = (args.next()?, args.next()?);
-                let a = attribute(value)?;
+                let Some(a) = attribute(value) else { return computed(node, tupdesc) };
                 (known(a)? == Kind::Int(8)).then_some(Output::Truncated(unit_of(unit)?, a))
             }
+            NodeTag::T_OpExpr | NodeTag::T_CoerceViaIO => computed(node, tupdesc),
             NodeTag::T_Aggref => {
                 let aggref = &*node.cast::<pg_sys::Aggref>();
                 let plain = aggref.aggdistinct.is_null()
@@ -119,27 +152,47 @@ pub unsafe fn output(node: *mut pg_sys::Node, tupdesc: pg_sys::TupleDesc) -> Opt
                 }
                 let transition = transition(aggref.aggfnoid)?;
                 if transition == Transition::CountRows {
-                    return Some(Output::State(transition, None));
+                    return Some(Output::State(transition, Argument::Nothing));
                 }
                 let argument = items::<pg_sys::TargetEntry>(aggref.args).next()?;
-                let a = attribute((*argument).expr.cast())?;
+                let expression = (*argument).expr.cast::<pg_sys::Node>();
+                if transition == Transition::SumNumeric {
+                    let expression = Expression::new(expression, tupdesc)?;
+                    return Some(Output::State(transition, Argument::Expression(expression)));
+                }
+                let a = attribute(expression)?;
                 let kind = known(a)?;
                 let fits = match transition {
-                    Transition::SumNumeric => summable(compat::attribute(tupdesc, a), kind),
                     Transition::Min | Transition::Max => kind != Kind::Varlena,
+                    Transition::SumFloat | Transition::AverageFloat => matches!(kind, Kind::F32 | Kind::F64),
                     _ => true,
                 };
-                fits.then_some(Output::State(transition, Some(a)))
+                fits.then_some(Output::State(transition, Argument::Column(a)))
             }
             _ => None,
         }
     }
 }
 
-/// Whether sums of a numeric column fit 128 bits: 10^10 rows of 28 digits do.
-fn summable(attr: &pg_sys::FormData_pg_attribute, kind: Kind) -> bool {
-    matches!(kind, Kind::Numeric(_))
-        && matches!(datum::kind_of(attr, false).1, strata_fragment::PhysicalType::Decimal { precision: 0..=28, .. })
+/// An expression of one date column and of nothing else that changes. There are few dates, so that it costs nothing to group
+/// by the date and to compute the expression for each group; equal results are merged by the Finalize Aggregate.
+unsafe fn computed(node: *mut pg_sys::Node, tupdesc: pg_sys::TupleDesc) -> Option<Output> {
+    // SAFETY: an expression of a plan over one table.
+    unsafe {
+        if pg_sys::contain_volatile_functions(node) || pg_sys::contain_subplans(node) {
+            return None;
+        }
+        let mut found = None;
+        for var in items::<pg_sys::Node>(pg_sys::pull_var_clause(node, 0)) {
+            let a = attribute(var)?;
+            if a >= (*tupdesc).natts as usize || found.is_some_and(|f| f != a) {
+                return None;
+            }
+            found = Some(a);
+        }
+        let a = found?;
+        (compat::attribute(tupdesc, a).atttypid == pg_sys::DATEOID).then_some(Output::Computed(a, node.cast()))
+    }
 }
 
 unsafe fn unit_of(node: *mut pg_sys::Node) -> Option<Unit> {
