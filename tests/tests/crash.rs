@@ -102,7 +102,8 @@ fn a_move_back_and_a_consolidation_that_end_in_the_middle_change_nothing() {
     let cluster = Cluster::start().unwrap();
     let mut c = cluster.connect().unwrap();
     tables(&mut c);
-    c.batch_execute("CREATE INDEX ON w ((k + 1)); CREATE INDEX ON h ((k + 1)); SET strata.fragment_rows = 300").unwrap();
+    c.batch_execute("CREATE INDEX ON w ((k + 1)); CREATE INDEX ON h ((k + 1)); SET strata.fragment_rows = 300")
+        .unwrap();
     checks::rewarm(&mut c, "w").unwrap();
     c.execute("SELECT strata.to_hot('w')", &[]).unwrap();
     let work = [
@@ -129,8 +130,13 @@ fn a_move_back_and_a_consolidation_that_end_in_the_middle_change_nothing() {
             let marks = twin::value(&mut c, "SELECT count(*) FROM strata.deletion").unwrap();
             let same = |c: &mut Client| {
                 exact(&cluster, c);
-                assert_eq!(twin::value(c, "SELECT count(*) FROM strata.deletion").unwrap(), marks, "{statement} {point}");
-                let by_index = |t: &str| format!("SET enable_seqscan = off; SELECT count(*), sum(id) FROM {t} WHERE k + 1 = 9");
+                assert_eq!(
+                    twin::value(c, "SELECT count(*) FROM strata.deletion").unwrap(),
+                    marks,
+                    "{statement} {point}"
+                );
+                let by_index =
+                    |t: &str| format!("SET enable_seqscan = off; SELECT count(*), sum(id) FROM {t} WHERE k + 1 = 9");
                 let (w, h) = (script::outcome(c, &by_index("w")).unwrap(), script::outcome(c, &by_index("h")).unwrap());
                 assert_eq!(w, h, "{statement} {point}");
             };

@@ -326,19 +326,28 @@ fn heat_moves_partitions_both_ways() {
         let (found, said) = checks::failure(&mut c, &format!("SELECT strata.manage('events'{arguments})")).unwrap();
         assert_eq!(found, code, "{said}");
     }
-    c.batch_execute("SELECT strata.manage('events', cold_below => 5, hot_above => 50, half_life => '2 seconds', ahead => 0)").unwrap();
+    c.batch_execute(
+        "SELECT strata.manage('events', cold_below => 5, hot_above => 50, half_life => '2 seconds', ahead => 0)",
+    )
+    .unwrap();
     run(&mut c);
     assert_eq!(tiers(&mut c, "warm"), 0, "nobody has watched them yet");
     std::thread::sleep(Duration::from_millis(2500));
     run(&mut c);
-    assert_eq!((tiers(&mut c, "warm"), tiers(&mut c, "hot")), (6, 1), "all but the month that goes on are past, and unused");
+    assert_eq!(
+        (tiers(&mut c, "warm"), tiers(&mut c, "hot")),
+        (6, 1),
+        "all but the month that goes on are past, and unused"
+    );
 
     let used = twin::value(&mut c, "SELECT min(partition::text) FROM strata.partitions").unwrap();
     for _ in 0..400 {
         c.batch_execute(&format!("SELECT count(*) FROM {used} WHERE id < 10")).unwrap();
     }
     run(&mut c);
-    let hot = format!("SELECT tier || ' ' || (heat > 50) || ' ' || (last_read IS NOT NULL) FROM strata.partitions WHERE partition::text = '{used}'");
+    let hot = format!(
+        "SELECT tier || ' ' || (heat > 50) || ' ' || (last_read IS NOT NULL) FROM strata.partitions WHERE partition::text = '{used}'"
+    );
     assert_eq!(twin::value(&mut c, &hot).unwrap(), "hot true true");
     assert_eq!(tiers(&mut c, "warm"), 5, "only that one");
     let job = "SELECT count(*) FROM strata.jobs WHERE kind = 'move' AND phase = 'to hot' AND state = 'done'";
