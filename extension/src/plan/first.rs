@@ -95,7 +95,7 @@ pub unsafe fn wanted(
         {
             return None;
         }
-        let largest = strategy == pg_sys::BTGreaterStrategyNumber as i16;
+        let largest = i64::from(strategy) == i64::from(pg_sys::BTGreaterStrategyNumber);
         Some((First { key, by, largest }, key_node))
     }
 }
