@@ -22,12 +22,14 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ptr::null_mut;
 use std::rc::Rc;
-use strata_fragment::fragment_path;
+use strata_fragment::{Value, fragment_path};
 
 /// For one fragment row: a test on a column, decoding a column, making the row.
 const FILTER_COST: f64 = 0.0002;
 const DECODE_COST: f64 = 0.0002;
 const ROW_COST: f64 = 0.0015;
+/// For one column of one block, apart from its rows: reading and checking it, taking its encodings apart.
+const CHUNK_COST: f64 = 0.5;
 /// A look-up, one fragment in it, one row that it finds.
 const LOOKUP_COST: f64 = 1.0;
 const LOOKUP_FRAGMENT_COST: f64 = 0.02;
@@ -65,6 +67,8 @@ pub struct Planned {
     delta_pages: f64,
     /// The clauses on the table that fragments answer.
     leaves: Vec<Leaf>,
+    /// Those of them that compare with constants.
+    known: Vec<(Leaf, Test)>,
     /// The number of other clauses.
     others: usize,
     estimate: blocks::Estimate,
@@ -130,8 +134,31 @@ impl Planned {
                 let (none, rows) = (null_mut(), (*rel).rows);
                 (first, pg_sys::estimate_num_groups(root, from_items([key]), rows, none, null_mut()))
             });
-            Some(Self { rel, table, delta_pages, leaves, others, estimate, columns, first })
+            Some(Self { rel, table, delta_pages, leaves, known, others, estimate, columns, first })
         }
+    }
+
+    /// What the values of a column (attribute from 0, of 64 bits) lie between, as far as zone maps and constants tell.
+    pub fn span(&self, attribute: usize) -> Option<(i64, i64)> {
+        let (mut lo, mut hi) = (i64::MAX, i64::MIN);
+        for tf in &self.table.list {
+            if !tf.is_open() && !is_local(tf) {
+                return None;
+            }
+            let file = tf.open();
+            let zone = file.fragment_zone(file.schema().by_attnum(attribute as i16 + 1)?);
+            let (Some(Value::I64(min)), Some(Value::I64(max))) = (&zone.min, &zone.max) else { return None };
+            (lo, hi) = (lo.min(*min), hi.max(*max));
+        }
+        for (leaf, test) in &self.known {
+            if leaf.attnum as usize == attribute + 1
+                && let Some((from, to)) = test.span()
+            {
+                let narrow = |v: i128| v.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+                (lo, hi) = (lo.max(narrow(from)), hi.min(narrow(to)));
+            }
+        }
+        Some((lo, hi))
     }
 
     /// A path that reads a part of the table.
@@ -184,7 +211,9 @@ impl Planned {
             let share = ((self.columns + self.leaves.len() as f64) / f64::from(rel.max_attr.max(1))).min(1.0);
             let pages = self.estimate.bytes as f64 * share / f64::from(pg_sys::BLCKSZ);
             let rest = if self.others == 0 { 0.0 } else { rel.baserestrictcost.per_tuple };
-            let fragments = pages * pg_sys::seq_page_cost * 0.5
+            let chunks = (kept / BLOCK_ROWS).ceil() * (self.columns + self.leaves.len() as f64);
+            let fragments = chunks * CHUNK_COST
+                + pages * pg_sys::seq_page_cost * 0.5
                 + kept * FILTER_COST * self.leaves.len() as f64
                 + survivors * (ROW_COST + DECODE_COST * self.columns + rest);
             (delta, fragments)

@@ -22,8 +22,8 @@ const SMALL_ENOUGH: usize = 4;
 /// The part of the other encoding's size that zstd must stay below to be taken, in percent.
 const ZSTD_GAIN: usize = 92;
 const ZSTD_LEVEL: i32 = 3;
-/// Uncompressed bytes of a zstd frame, which is what reading one value decompresses: about 20 µs.
-const ZSTD_FRAME: usize = 16 << 10;
+/// Uncompressed bytes of a zstd frame, which is what reading one value decompresses: about 30 µs.
+const ZSTD_FRAME: usize = 32 << 10;
 
 /// A chunk ready to be written: the Vortex array, then the null set.
 pub(crate) struct Encoded {

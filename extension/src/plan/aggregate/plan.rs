@@ -1,7 +1,7 @@
 //! Paths for aggregation over one warm table, or over the partitions of one table of which some are warm.
 
 use super::exec::SCAN_METHODS;
-use super::spec::{self, Output};
+use super::spec::{self, Output, Unit};
 use crate::guc;
 use crate::pg::{OpenRelation, compat, ext, guarded};
 use crate::plan::exec::Methods;
@@ -109,7 +109,8 @@ unsafe fn aggregate(
                 pg_sys::estimate_num_groups(root, group_exprs, rows, null_mut(), null_mut())
             }
         };
-        let total = number((*input).rows);
+        let total = truncated_groups(root, target, &leaves, &planned, input, (*input).rows)
+            .map_or_else(|| number((*input).rows), |fewer| fewer.min(number((*input).rows)));
         let strategy = if groups.is_null() { pg_sys::AggStrategy::AGG_PLAIN } else { pg_sys::AggStrategy::AGG_HASHED };
 
         let mut paths: Vec<*mut pg_sys::Path> = Vec::new();
@@ -283,6 +284,45 @@ unsafe fn outputs(
         let rte = *(*root).simple_rte_array.add((*leaf).relid as usize);
         let open = OpenRelation::open((*rte).relid, pg_sys::NoLock);
         items::<pg_sys::Node>((*target).exprs).map(|e| spec::output(e, (*open.0).rd_att)).collect()
+    }
+}
+
+/// The number of groups where some keys are timestamps cut to a unit: as many as there are units between the first and the last.
+/// PostgreSQL takes the number of distinct timestamps for it, and a hash table for so many groups looks too large for memory.
+/// None: there are no such keys, or it is not known what they lie between.
+unsafe fn truncated_groups(
+    root: *mut pg_sys::PlannerInfo,
+    target: *mut pg_sys::PathTarget,
+    leaves: &[*mut pg_sys::RelOptInfo],
+    planned: &[Option<Planned>],
+    top: *mut pg_sys::RelOptInfo,
+    rows: f64,
+) -> Option<f64> {
+    // SAFETY: the planner's.
+    unsafe {
+        // By output: the unit, and what the column lies between in all partitions.
+        let mut spans: Vec<Option<(Unit, i64, i64)>> = Vec::new();
+        for (leaf, planned) in leaves.iter().zip(planned) {
+            let outputs = outputs(root, *leaf, child_target(root, target, *leaf, top))?;
+            spans.resize(outputs.len(), None);
+            for (output, span) in outputs.iter().zip(&mut spans) {
+                let Output::Truncated(unit, attribute) = output else { continue };
+                let (lo, hi) = planned.as_ref()?.span(*attribute)?;
+                let (_, from, to) = span.unwrap_or((*unit, lo, hi));
+                *span = Some((*unit, lo.min(from), hi.max(to)));
+            }
+        }
+        let units = |s: &(Unit, i64, i64)| ((s.2.saturating_sub(s.1)) / s.0.length()).max(0) as f64 + 1.0;
+        let cut: f64 = spans.iter().flatten().map(units).product();
+        if spans.iter().all(Option::is_none) {
+            return None;
+        }
+        let others = items::<pg_sys::Node>((*target).exprs)
+            .zip(&spans)
+            .filter(|(node, span)| span.is_none() && !is_a(*node, pg_sys::NodeTag::T_Aggref))
+            .map(|(node, _)| node);
+        let others: Vec<_> = others.collect();
+        Some(cut * pg_sys::estimate_num_groups(root, from_items(others), rows, null_mut(), null_mut()))
     }
 }
 

@@ -222,6 +222,20 @@ const DAY: i64 = 86_400 * SECOND;
 const FIRST_TIMESTAMP: i64 = -211_813_488_000_000_000;
 
 impl Unit {
+    /// Its length in microseconds, about.
+    pub fn length(self) -> i64 {
+        match self {
+            Self::Second => SECOND,
+            Self::Minute => 60 * SECOND,
+            Self::Hour => 3600 * SECOND,
+            Self::Day => DAY,
+            Self::Week => 7 * DAY,
+            Self::Month => 30 * DAY,
+            Self::Quarter => 91 * DAY,
+            Self::Year => 365 * DAY,
+        }
+    }
+
     /// The truncated timestamp, and the end of the stretch that is truncated to it. None: out of range.
     pub fn truncate(self, at: i64) -> Option<(i64, i64)> {
         if at == i64::MIN || at == i64::MAX {
