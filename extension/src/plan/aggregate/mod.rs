@@ -18,9 +18,9 @@
 //! numbers of 64 bits where zone maps bound them so. Floats are added in the order of the rows, as PostgreSQL adds them; where
 //! a table has several partial states (partitions, delta store) these are added last, as in a parallel plan.
 //!
-//! What profiles said (TPC-H Q1 and Q6 at scale factor 1): making datums for PostgreSQL's own aggregation costs ten times
-//! as much as decoding; decoding decimals to 128 bits costs twice as much as to 64, and adding them up per row in 128 bits
-//! more than all the rest, so a block is added up in 64 bits first.
+//! What profiles said (TPC-H Q1 at scale factor 1): with its expressions left to PostgreSQL it took 4.9 s of CPU, with them
+//! computed here 0.28 s. Then calls of arithmetic that was not inlined, and a hash look-up for each row's pair of keys, were the
+//! largest parts; without them it is 0.2 s.
 //!
 //! Rows are grouped by the bits of their keys ([`keys`]). Values that are equal but differ in their bits make two groups
 //! here, which the Finalize Aggregate merges, as it merges those of different partitions. For the same reason groups may
