@@ -26,6 +26,8 @@ pub static SWAP_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(300);
 pub static CONSOLIDATE_ON_VACUUM: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// `strata.test_fold`
 pub static TEST_FOLD: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// `strata.move_rate`, kB a second
+pub static MOVE_RATE: GucSetting<i32> = GucSetting::<i32>::new(0);
 /// `strata.snapshot_wait`
 pub static SNAPSHOT_WAIT: GucSetting<i32> = GucSetting::<i32>::new(3000);
 /// `strata.consolidate_threshold`
@@ -148,6 +150,16 @@ pub fn register() {
         &TEST_FOLD,
         GucContext::Postmaster,
         GucFlags::NO_SHOW_ALL,
+    );
+    GucRegistry::define_int_guc(
+        c"strata.move_rate",
+        c"Most that a move or a consolidation reads and writes each second.",
+        c"It holds beside readers and writers, not for the swap. 0: no limit.",
+        &MOVE_RATE,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_KB,
     );
     GucRegistry::define_int_guc(
         c"strata.snapshot_wait",

@@ -364,3 +364,43 @@ fn heat_moves_partitions_both_ways() {
     c.batch_execute("DROP TABLE events").unwrap();
     assert_eq!(twin::value(&mut c, "SELECT count(*) FROM strata.heat").unwrap(), "0");
 }
+
+#[test]
+fn a_limit_slows_moves_down_and_nobody_else() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('v', 100) FROM generate_series(1, 20000) i;
+         CREATE TABLE twin AS TABLE t; SET strata.move_rate = '2MB'",
+    )
+    .unwrap();
+    let bytes: i64 = c.query_one("SELECT pg_relation_size('t')", &[]).unwrap().get(0);
+    // The first fifth of a second is not limited.
+    let least = Duration::from_secs_f64(bytes as f64 / f64::from(2 << 20) - 0.3);
+    for sql in ["SELECT strata.to_warm('t')", "SELECT strata.to_hot('t')"] {
+        let begin = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut other = cluster.connect().unwrap();
+                std::thread::sleep(Duration::from_millis(300));
+                other
+                    .batch_execute(
+                        "SET lock_timeout = '1s'; INSERT INTO t VALUES (0, 'late'); DELETE FROM t WHERE id = 0",
+                    )
+                    .unwrap();
+                begin.elapsed()
+            });
+            c.batch_execute(sql).unwrap();
+            assert!(begin.elapsed() >= least, "{sql}: {:?} for {bytes} bytes, at least {least:?}", begin.elapsed());
+            assert!(reader.join().unwrap() < begin.elapsed(), "a writer waited for the whole of {sql}");
+        });
+        twin::assert_same(&mut c, "t", "twin").unwrap();
+    }
+    let canceled =
+        c.batch_execute("SET statement_timeout = '100ms'; SET strata.move_rate = '64kB'; SELECT strata.to_warm('t')");
+    let error = canceled.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "57014", "{error}");
+    c.batch_execute("RESET statement_timeout; RESET strata.move_rate; SELECT strata.to_warm('t')").unwrap();
+    twin::assert_same(&mut c, "t", "twin").unwrap();
+    checks::store_is_exact(&cluster).unwrap();
+}

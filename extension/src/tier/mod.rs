@@ -4,12 +4,14 @@
 //! * [`to_warm`] and [`to_hot`] are the online moves; their module headers have the crash reasoning. [`online`] is what they share.
 //! * [`consolidate`] writes fragments again without deleted rows, merges small ones, absorbs the delta store.
 //! * [`sweep`] removes fragment files and catalog rows that no table needs any more.
+//! * [`throttle`] limits what they read and write each second.
 //! * [`worker`] runs the policies in the background. The policies themselves are SQL (`sql/schema/40_policies.sql`).
 
 pub mod consolidate;
 pub mod online;
 pub mod sweep;
 pub mod test_fold;
+pub mod throttle;
 pub mod to_hot;
 pub mod to_warm;
 pub mod worker;

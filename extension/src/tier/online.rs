@@ -5,6 +5,7 @@
 //! knows the snapshots of this server, of its standbys and of its slots. Such a tuple may be written without xmin and xmax.
 //! All others are carried over as they are (`rewriteheap.c`, as CLUSTER does), under the exclusive lock.
 
+use super::throttle::Throttle;
 use crate::am::handler;
 use crate::error::StrataError;
 use crate::guc;
@@ -199,6 +200,7 @@ impl PagesRead {
             let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
             let mut left_over = RoaringBitmap::new();
             let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
+            let mut throttle = Throttle::begin();
             for block in 0..blocks {
                 pgrx::check_for_interrupts!();
                 let buffer = read(rel, block, strategy);
@@ -214,6 +216,7 @@ impl PagesRead {
                 LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
                 live.iter_mut().for_each(&mut take);
                 ReleaseBuffer(buffer);
+                throttle.spent(u64::from(BLCKSZ));
             }
             FreeAccessStrategy(strategy);
             Self { horizon, since, left_over, blocks }

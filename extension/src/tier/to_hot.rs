@@ -25,6 +25,7 @@
 //! The fragments' catalog rows stay for the sweeper after the commit.
 
 use super::online::{self, PagesRead, Rewrite, tag};
+use super::throttle::Throttle;
 use crate::am::{fragments, index};
 use crate::error::StrataError;
 use crate::pg::catalog::{self, Deletion, DeletionScan};
@@ -117,6 +118,7 @@ unsafe fn copy(rel: Relation, transient: Oid) -> Copied {
 
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let mut now = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+        let mut throttle = Throttle::begin();
         index::for_each_row(rel, &raw mut now, slot, |at| {
             let Some(row_id) = tid::row_id(&at) else { return };
             let mut should_free = false;
@@ -124,6 +126,7 @@ unsafe fn copy(rel: Relation, transient: Oid) -> Copied {
             rewrite.write(frozen.tuple(), tuple);
             places.add(places.total(), &(*tuple).t_self);
             places.rows.insert(row_id);
+            throttle.spent(u64::from((*tuple).t_len));
         });
         ExecDropSingleTupleTableSlot(slot);
 

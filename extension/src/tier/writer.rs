@@ -3,6 +3,7 @@
 //! A file is written, synchronized and renamed before its catalog row is inserted, in the same transaction. So a crash or
 //! an abort leaves at most a file that nothing names, which the sweeper removes, and never a row without its file.
 
+use super::throttle::Throttle;
 use crate::am::datum::{self, Kind};
 use crate::am::fragments::TableFragment;
 use crate::am::{fragments, handler, index};
@@ -276,8 +277,11 @@ unsafe fn rewrite_sorted_by(
         writer.sort_key = sort_key;
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let natts = i32::from((*(*rel).rd_att).natts as i16);
+        let mut throttle = Throttle::begin();
         for fragment in fragments {
+            let row_bytes = 1 + fragment.row.bytes / fragment.row.row_count.max(1);
             index::for_each_row_of(rel, fragment, gone, slot, &mut |at| {
+                throttle.spent(row_bytes);
                 slot_getsomeattrs_int(slot, natts);
                 let row = crate::pg::tid::row_id(&at).unwrap_or(0);
                 writer.push((*slot).tts_values, (*slot).tts_isnull, row);
