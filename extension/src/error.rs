@@ -36,6 +36,8 @@ pub enum StrataError {
     SwapTimeout { relid: Oid, seconds: u64 },
     /// A move in a transaction that has changed rows which it cannot see as everybody else does.
     OwnChanges { relid: Oid },
+    /// The store belongs to another server.
+    StoreOfAnother { claim: String, system: u64 },
     /// No agent answers.
     NoAgent { socket: String, why: String },
     /// The agent answered with an error.
@@ -160,6 +162,12 @@ impl StrataError {
                 format!("cannot move table {} in a transaction that has changed it", qualified_name(relid)),
                 None,
                 Some("Run the move in a transaction of its own.".into()),
+            ),
+            Self::StoreOfAnother { claim, system } => (
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "the store belongs to another server".into(),
+                Some(format!("{claim} names the server with the system identifier {system}.")),
+                Some("Give this server a store of its own (strata.store). If that server is no more, or was upgraded to this one, remove the file.".into()),
             ),
             Self::NoAgent { socket, why } => (
                 Code::ERRCODE_SYSTEM_ERROR,

@@ -143,14 +143,18 @@ pub fn register() {
         GucContext::Userset,
         GucFlags::default(),
     );
-    GucRegistry::define_bool_guc(
-        c"strata.test_fold",
-        c"For tests: folds every change into fragments once it has committed.",
-        c"",
-        &TEST_FOLD,
-        GucContext::Postmaster,
-        GucFlags::NO_SHOW_ALL,
-    );
+    // Such a parameter cannot be made later, when a session loads the library by itself.
+    // SAFETY: a plain variable of the server.
+    if unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress } {
+        GucRegistry::define_bool_guc(
+            c"strata.test_fold",
+            c"For tests: folds every change into fragments once it has committed.",
+            c"",
+            &TEST_FOLD,
+            GucContext::Postmaster,
+            GucFlags::NO_SHOW_ALL,
+        );
+    }
     GucRegistry::define_int_guc(
         c"strata.move_rate",
         c"Most that a move or a consolidation reads and writes each second.",

@@ -50,7 +50,10 @@ pub extern "C-unwind" fn _PG_init() {
             pg_sys::shmem_request_hook = Some(request_shared_memory);
             PREVIOUS_SHMEM_STARTUP = pg_sys::shmem_startup_hook;
             pg_sys::shmem_startup_hook = Some(start_shared_memory);
-            tier::worker::register();
+            // pg_upgrade's servers do nothing by themselves.
+            if !pg_sys::IsBinaryUpgrade {
+                tier::worker::register();
+            }
         }
     }
     plan::init();

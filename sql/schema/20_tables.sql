@@ -21,7 +21,8 @@ CREATE TABLE strata.fragment (
     created_lsn  pg_lsn NOT NULL DEFAULT pg_catalog.pg_current_wal_insert_lsn(),
     row_ids      bytea,
     deleted      bytea,
-    deleted_rows bigint NOT NULL DEFAULT 0
+    deleted_rows bigint NOT NULL DEFAULT 0,
+    gone_lsn     pg_lsn
 );
 CREATE INDEX fragment_relid ON strata.fragment (relid, filenode, first_row_id);
 CREATE INDEX fragment_hash ON strata.fragment (hash);
@@ -30,6 +31,7 @@ COMMENT ON COLUMN strata.fragment.hash IS 'BLAKE3 of the file, in hexadecimal; t
 COMMENT ON COLUMN strata.fragment.filenode IS 'the relation file; 0 once the fragment was replaced by consolidation, until it is swept';
 COMMENT ON COLUMN strata.fragment.row_ids IS 'the row ids of its rows less first_row_id, as a Roaring bitmap in the portable format; null if they are consecutive';
 COMMENT ON COLUMN strata.fragment.deleted IS 'the row ids less first_row_id of rows that are deleted for every snapshot, as such a bitmap: marks of strata.deletion that consolidation has folded';
+COMMENT ON COLUMN strata.fragment.gone_lsn IS 'a position behind the commit that took the fragment out of use, noted where there are standbys: the row stays until they have replayed it';
 COMMENT ON COLUMN strata.fragment.heap_bytes IS 'bytes that the rows took as heap pages with their index entries, estimated when they were moved';
 
 CREATE TABLE strata.deletion (

@@ -22,7 +22,19 @@ COMMENT ON FUNCTION strata.consolidate(regclass) IS 'writes fragments of a warm 
 
 CREATE FUNCTION strata.sweep(grace_seconds integer DEFAULT NULL) RETURNS bigint
     LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'strata_sweep_wrapper';
-COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs; returns the number of files. Without an argument, files younger than an hour stay, and where logs are archived those that the fragment log does not have yet; with one, only files younger than so many seconds stay';
+COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs; returns the number of files. Without an argument, files younger than an hour stay, and where logs are archived those that the fragment log does not have yet; with one, only files younger than so many seconds stay. What a standby has not replayed yet stays in any case. On a standby, removes files of a store of its own';
+
+CREATE FUNCTION strata.standbys_replayed() RETURNS pg_lsn
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT min(known.lsn) FROM (
+        SELECT r.replay_lsn FROM pg_stat_replication r
+         WHERE NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
+        UNION ALL
+        SELECT s.restart_lsn FROM pg_replication_slots s WHERE s.slot_type = 'physical' AND NOT s.active AND s.wal_status <> 'lost'
+    ) AS known(lsn)
+$$;
+COMMENT ON FUNCTION strata.standbys_replayed() IS 'how far all standbys are that are connected or have a physical slot; null if there are none. Internal: to be called by a superuser';
 
 CREATE FUNCTION strata.store_directory() RETURNS text
     LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'strata_store_directory_wrapper';

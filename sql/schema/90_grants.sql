@@ -31,6 +31,7 @@ GRANT EXECUTE ON FUNCTION strata.agent_ping(), strata.backup(text), strata.recov
 -- strata_agent: what the sidecar reads and records, and the server's functions for a base backup.
 GRANT SELECT ON strata.warm_table, strata.fragment, strata.deletion, strata.policy TO strata_agent;
 GRANT SELECT, INSERT, UPDATE, DELETE ON strata.job, strata.backup, strata.log_backup TO strata_agent;
+GRANT EXECUTE ON FUNCTION strata.sweep(integer) TO strata_agent;
 GRANT pg_read_all_settings, pg_monitor, pg_checkpoint TO strata_agent;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_start(text, boolean), pg_catalog.pg_backup_stop(boolean), pg_catalog.pg_switch_wal(),
     pg_catalog.pg_create_restore_point(text), pg_catalog.pg_control_system(), pg_catalog.pg_config()

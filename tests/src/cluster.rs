@@ -78,6 +78,8 @@ pub struct Cluster {
     port: u16,
     bin: PathBuf,
     keep: bool,
+    /// The store is another server's.
+    shares: bool,
 }
 
 impl Cluster {
@@ -88,20 +90,7 @@ impl Cluster {
 
     /// A new server after `options`, started.
     pub fn with(options: Options) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("strata-").tempdir_in(&options.parent)?.keep();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
-        give_to_server(&dir)?;
-        let data = dir.join("data");
-        let cluster = Self {
-            store: options.store.clone().unwrap_or_else(|| dir.join("data.strata")),
-            bin: process::pg_config("bindir")?,
-            sockets: dir.clone(),
-            port: 5432,
-            keep: std::env::var_os("STRATA_KEEP").is_some(),
-            data,
-            dir,
-        };
-        cluster.register();
+        let cluster = Self::prepare(&options)?;
         run(as_server(cluster.bin.join("initdb")).arg("-D").arg(&cluster.data).args([
             "--no-sync",
             "--data-checksums",
@@ -145,6 +134,64 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The directory of a cluster, and what is known of it before it is made.
+    fn prepare(options: &Options) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("strata-").tempdir_in(&options.parent)?.keep();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
+        give_to_server(&dir)?;
+        let cluster = Self {
+            store: options.store.clone().unwrap_or_else(|| dir.join("data.strata")),
+            bin: process::pg_config("bindir")?,
+            sockets: dir.clone(),
+            port: 5432,
+            keep: std::env::var_os("STRATA_KEEP").is_some(),
+            shares: false,
+            data: dir.join("data"),
+            dir,
+        };
+        cluster.register();
+        Ok(cluster)
+    }
+
+    /// A physical standby of this server, streaming from it, started; `options` add settings. Its store is its own and empty, unless
+    /// [`Options::store`] says otherwise.
+    pub fn standby(&self, options: Options) -> Result<Self> {
+        let mut standby = Self::prepare(&options)?;
+        standby.shares = options.store.is_some();
+        run(self
+            .program("pg_basebackup")
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "-D"])
+            .arg(&standby.data))?;
+        let mut conf = String::new();
+        if let Some(store) = &options.store {
+            writeln!(conf, "strata.store = '{}'", store.display())?;
+        }
+        for (name, value) in &options.settings {
+            writeln!(conf, "{name} = '{}'", value.replace('\'', "''"))?;
+        }
+        let file = standby.data.join("postgresql.auto.conf");
+        let text = fs::read_to_string(&file)? + &conf;
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        standby.up()?;
+        Ok(standby)
+    }
+
+    /// Waits until this standby has replayed all that `primary` has written.
+    pub fn wait_replayed(&self, primary: &mut Client) -> Result<()> {
+        let lsn: String = primary.query_one("SELECT pg_current_wal_insert_lsn()::text", &[])?.get(0);
+        let mut client = self.connect()?;
+        wait_for(&format!("the standby to replay up to {lsn}"), Duration::from_secs(60), || {
+            client.query_one("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", &[&lsn]).is_ok_and(|row| row.get(0))
+        })
+    }
+
+    /// Ends recovery: the standby becomes a primary.
+    pub fn promote(&self) -> Result<()> {
+        let promoted: bool = self.connect()?.query_one("SELECT pg_promote(true, 60)", &[])?.get(0);
+        anyhow::ensure!(promoted, "the standby was not promoted:\n{}", tail(&self.log(), 40));
+        Ok(())
+    }
+
     /// Takes over a running server that another program made in `data` (a recovery), below `dir`, which is removed on drop.
     /// Where it listens is asked from its `postmaster.pid`.
     pub fn adopt(dir: &Path, data: &Path) -> Result<Self> {
@@ -159,6 +206,7 @@ impl Cluster {
             data: data.to_path_buf(),
             bin: process::pg_config("bindir")?,
             keep: std::env::var_os("STRATA_KEEP").is_some(),
+            shares: false,
         };
         cluster.register();
         Ok(cluster)
@@ -328,11 +376,12 @@ impl Cluster {
         process::files_below(&self.store).into_iter().filter(|f| f.extension().is_some_and(|e| e == "frag")).collect()
     }
 
-    /// Every file in the store that is neither the agent's nor a fragment: what an interrupted write leaves.
+    /// Every file in the store that is neither the agent's nor a fragment, nor says whose store it is: what an interrupted write leaves.
     pub fn stray_files(&self) -> Vec<PathBuf> {
         process::files_below(&self.store)
             .into_iter()
             .filter(|f| f.extension().is_none_or(|e| e != "frag") && !f.to_string_lossy().contains("agent"))
+            .filter(|f| f.file_name().is_none_or(|name| name != "primary"))
             .collect()
     }
 }
@@ -383,7 +432,9 @@ impl Drop for Cluster {
             let _ = self.kill9();
         }
         let _ = fs::remove_dir_all(&self.dir);
-        let _ = fs::remove_dir_all(&self.store);
+        if !self.shares {
+            let _ = fs::remove_dir_all(&self.store);
+        }
         self.deregister();
     }
 }

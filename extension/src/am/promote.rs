@@ -248,7 +248,7 @@ pub unsafe fn delete(
             let state = deletion::latest(rel, row_id);
             if matches!(state, RowState::Live) {
                 pg_sys::GetCurrentCommandId(true);
-                catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &catalog::nowhere(), cid, false);
+                catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &catalog::nowhere(), cid);
             }
             pg_sys::UnlockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
             match state {
@@ -317,7 +317,7 @@ pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId
         let stored_apart =
             (*(*rel).rd_rel).reltoastrelid != pg_sys::Oid::INVALID && (*tuple).t_len > pg_sys::BLCKSZ / 5;
         failpoint::hit(failpoint::PROMOTE_INSERTED);
-        catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &delta, cid, false);
+        catalog::insert_deletion(&oids, relid, row_id, compat::filenode(rel), &delta, cid);
         failpoint::hit(failpoint::PROMOTE_MARKED);
         index::insert_entries(rel, slot, &delta);
         failpoint::hit(failpoint::PROMOTE_BEFORE_COMMIT);
@@ -346,7 +346,7 @@ pub unsafe fn mark_superseded(
         if let Some(oids) = catalog::oids()
             && deletion::visible(rel, row_id, snapshot)
         {
-            catalog::insert_deletion(&oids, (*rel).rd_id, row_id, compat::filenode(rel), delta, cid, false);
+            catalog::insert_deletion(&oids, (*rel).rd_id, row_id, compat::filenode(rel), delta, cid);
         }
     }
 }

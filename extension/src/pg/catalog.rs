@@ -4,6 +4,7 @@
 //! with snapshots and command ids that only it knows. So it scans and inserts with the system-table functions.
 //! OIDs are looked up once and kept until an invalidation says that one of the tables is gone.
 
+use super::standby::Traces;
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
 use roaring::{RoaringBitmap, RoaringTreemap};
@@ -172,9 +173,9 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
         let keys = [(2, pg_sys::F_OIDEQ, Datum::from(relid)), (3, pg_sys::F_OIDEQ, Datum::from(filenode))];
         let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &keys, null_mut());
         while let Some(tuple) = scan.next() {
-            let mut values = [Datum::null(); 13];
+            let mut values = [Datum::null(); 14];
             // A library may be newer than the extension in this database: columns that are not there are null.
-            let mut nulls = [true; 13];
+            let mut nulls = [true; 14];
             pg_sys::heap_deform_tuple(tuple, scan.tupdesc(), values.as_mut_ptr(), nulls.as_mut_ptr());
             let text = pg_sys::text_to_cstring(values[3].cast_mut_ptr());
             rows.push(FragmentRow {
@@ -322,9 +323,6 @@ impl Iterator for DeletionScan {
 }
 
 /// Inserts a row into `strata.deletion` with the command id `cid`.
-///
-/// `frozen` makes it visible to every snapshot at once: only for a table file that this transaction made, so that nobody
-/// else can look at it before the commit.
 pub fn insert_deletion(
     oids: &Oids,
     relid: Oid,
@@ -332,7 +330,6 @@ pub fn insert_deletion(
     filenode: Oid,
     delta: &pg_sys::ItemPointerData,
     cid: pg_sys::CommandId,
-    frozen: bool,
 ) {
     let mut tid = *delta;
     let mut values = [Datum::from(relid), Datum::from(row_id as i64), Datum::from(filenode), Datum::from(&raw mut tid)];
@@ -341,10 +338,7 @@ pub fn insert_deletion(
     unsafe {
         let rel = pg_sys::table_open(oids.deletion, pg_sys::RowExclusiveLock as i32);
         let tuple = pg_sys::heap_form_tuple((*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-        let mut options = pg_sys::HEAP_INSERT_NO_LOGICAL as i32;
-        if frozen {
-            options |= pg_sys::HEAP_INSERT_FROZEN as i32;
-        }
+        let options = pg_sys::HEAP_INSERT_NO_LOGICAL as i32;
         pg_sys::heap_insert(rel, tuple, cid, options, null_mut());
         // The index on delta is partial: rows that were deleted have no delta row to be found by.
         let indexes = [(oids.deletion_row, [0usize, 1]), (oids.deletion_delta, [0, 3])];
@@ -458,14 +452,15 @@ pub fn fold_deletions(relid: Oid, filenode: Oid, first_row_id: u64, deleted: &Ro
     );
 }
 
-/// Removes the marks of rows in `rows` that were made before `horizon`. Other transactions see them until this one commits.
+/// Removes the marks of rows in `rows` that were made before `horizon`; returns who made them. Other transactions see them until this
+/// one commits.
 ///
 /// # Safety
 /// A transaction is in progress that holds SHARE UPDATE EXCLUSIVE on the table.
-pub unsafe fn remove_marks(relid: Oid, rows: &RoaringTreemap, horizon: pg_sys::TransactionId) -> u64 {
-    let (Some(oids), Some(first)) = (oids(), rows.min()) else { return 0 };
+pub unsafe fn remove_marks(relid: Oid, rows: &RoaringTreemap, horizon: pg_sys::TransactionId) -> Traces {
+    let mut traces = Traces::default();
+    let (Some(oids), Some(first)) = (oids(), rows.min()) else { return traces };
     let mut own = pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() };
-    let mut removed = 0;
     // SAFETY: the caller's promise; the snapshot outlives the scan; nobody else changes marks of fragments in use.
     unsafe {
         let table = pg_sys::table_open(oids.deletion, pg_sys::RowExclusiveLock as i32);
@@ -475,12 +470,12 @@ pub unsafe fn remove_marks(relid: Oid, rows: &RoaringTreemap, horizon: pg_sys::T
             if old && rows.contains(mark.row_id) {
                 let mut at = mark.at;
                 pg_sys::simple_heap_delete(table, &mut at);
-                removed += 1;
+                traces.lose(mark.xmin);
             }
         }
         pg_sys::table_close(table, pg_sys::NoLock as i32);
     }
-    removed
+    traces
 }
 
 /// Reserves `rows` row ids of a table; returns the first.

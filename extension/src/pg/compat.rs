@@ -16,6 +16,33 @@ pub unsafe fn filenode(rel: pg_sys::Relation) -> pg_sys::Oid {
     }
 }
 
+/// Where the file of an open relation is.
+///
+/// # Safety
+/// `rel` is open.
+pub unsafe fn locator(rel: pg_sys::Relation) -> FileLocator {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return (*rel).rd_node;
+        #[cfg(not(feature = "pg15"))]
+        return (*rel).rd_locator;
+    }
+}
+
+/// Writes a WAL record that refers to no page.
+///
+/// # Safety
+/// `data` is a whole record of resource manager `rmgr` and kind `info`.
+pub unsafe fn log_record(rmgr: pg_sys::RmgrId, info: u8, data: *const u8, size: usize) {
+    // SAFETY: the caller's promise; the data is copied by XLogInsert.
+    unsafe {
+        pg_sys::XLogBeginInsert();
+        pg_sys::XLogRegisterData(data.cast_mut().cast(), size as _);
+        pg_sys::XLogInsert(rmgr, info);
+    }
+}
+
 /// The inserting transaction of a tuple, frozen or not (`HeapTupleHeaderGetXmin`).
 ///
 /// # Safety

@@ -60,6 +60,10 @@ unsafe extern "C-unwind" {
     pub fn CheckForSerializableConflictOut(relation: Relation, xid: TransactionId, snapshot: Snapshot);
     /// `predicate.c`: makes the predicate locks on pages and tuples locks on the table.
     pub fn TransferPredicateLocksToHeapRelation(relation: Relation);
+    /// `heapam.c`: moves `newest` up to the transaction that a snapshot must see as ended not to miss a dead tuple.
+    #[cfg_attr(feature = "pg15", link_name = "HeapTupleHeaderAdvanceLatestRemovedXid")]
+    #[cfg_attr(not(feature = "pg15"), link_name = "HeapTupleHeaderAdvanceConflictHorizon")]
+    pub fn advance_conflict_horizon(tuple: HeapTupleHeader, newest: *mut TransactionId);
     /// `heaptoast.c`: removes the values of `old` that are stored apart.
     pub fn heap_toast_delete(relation: Relation, old: HeapTuple, is_speculative: bool);
     /// `nodeFuncs.c`

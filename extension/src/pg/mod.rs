@@ -8,6 +8,7 @@ pub mod compat;
 pub mod diagnostics;
 pub mod ext;
 pub mod failpoint;
+pub mod standby;
 pub mod swap;
 pub mod tid;
 

@@ -20,7 +20,7 @@
 //! **Snapshots.** Only rows that no snapshot sees are left out, and only rows that every snapshot sees leave the delta store. So
 //! any snapshot, also one older than the swap, reads the same from the old fragments with the marks and from the new
 //! ones. The exclusive lock is there for the lists of fragments that backends keep: nobody uses an old list with a snapshot
-//! that no longer sees the removed marks.
+//! that no longer sees the removed marks. Snapshots of standbys that may be older are cancelled there (`pg::standby`).
 //!
 //! **Crash or abort** at any point leaves the old fragments in use, and files without a catalog row for the sweeper. Replaced
 //! fragments keep their catalog row, out of use, until the sweeper finds that the fragment log has them.
@@ -32,6 +32,7 @@ use crate::am::fragments::{self, TableFragment, TableFragments};
 use crate::am::{analyze, deletion, index, unique};
 use crate::guc;
 use crate::pg::catalog::{self, FragmentRow};
+use crate::pg::standby::Traces;
 use crate::pg::swap::{self, IndexCopy};
 use crate::pg::{OpenRelation, compat, failpoint};
 use pgrx::pg_sys::*;
@@ -70,6 +71,8 @@ struct Written {
     /// Rows of other fragments that are deleted for every snapshot, by the fragment's number.
     folded: Vec<(usize, RoaringBitmap)>,
     removed: u64,
+    /// Who deleted the rows whose marks are gone.
+    traces: Traces,
 }
 
 /// Consolidates warm table `relid`.
@@ -92,12 +95,17 @@ pub fn consolidate(relid: Oid) -> Report {
         let changed = written.as_ref().is_some_and(|w| !w.groups.is_empty() || !w.folded.is_empty());
         let file = compat::filenode(rel.0);
         let prepared = absorbs.then(|| prepare(rel.0, &mut absorbed, written.as_ref(), table.as_ref(), heap_bytes));
+        let mut traces = written.as_ref().map_or_else(Traces::default, |w| w.traces);
+        if absorbs {
+            traces.join(&absorbed.pages.traces);
+        }
+        traces.tell(rel.0);
         drop(rel);
         if changed || absorbs {
             failpoint::hit(failpoint::CONSOLIDATE_BEFORE_SWAP);
             online::lock_for_swap(relid);
             match &prepared {
-                Some(prepared) => report.rows_absorbed = exchange(relid, &absorbed, prepared),
+                Some(prepared) => report.rows_absorbed = exchange(relid, &absorbed, prepared, &mut traces),
                 None => {
                     if let (Some(table), Some(written)) = (&table, &written) {
                         replace(relid, file, table, written, true);
@@ -170,8 +178,8 @@ unsafe fn write(rel: Relation, table: &Rc<TableFragments>, horizon: TransactionI
                 (deleted.len() > before).then_some((i, deleted))
             })
             .collect();
-        catalog::remove_marks((*rel).rd_id, &gone, horizon);
-        Written { groups, folded, removed }
+        let traces = catalog::remove_marks((*rel).rd_id, &gone, horizon);
+        Written { groups, folded, removed, traces }
     }
 }
 
@@ -271,14 +279,14 @@ fn replace(relid: Oid, file: Oid, table: &TableFragments, written: &Written, in_
 }
 
 /// Step 2 with absorbed rows: a new delta store. Returns how many rows were absorbed.
-unsafe fn exchange(relid: Oid, absorbed: &Copied, prepared: &Prepared) -> u64 {
+unsafe fn exchange(relid: Oid, absorbed: &Copied, prepared: &Prepared, traces: &mut Traces) -> u64 {
     // SAFETY: the relation is locked exclusively.
     unsafe {
         let gone = {
             let rel = OpenRelation::open(relid, NoLock);
             CheckTableNotInUse(rel.0, c"strata.consolidate".as_ptr());
             let new = OpenRelation::open(prepared.transient, NoLock);
-            let gone = to_warm::carry_over(rel.0, new.0, absorbed);
+            let gone = to_warm::carry_over(rel.0, new.0, absorbed, traces);
             to_warm::mark_gone(relid, compat::filenode(new.0), absorbed, &gone);
             swap::insert_entries(new.0, &prepared.indexes, 0);
             gone

@@ -3,12 +3,14 @@
 //!
 //! **Everybody sees** a tuple that was committed before the horizon and that nobody deleted; `GetOldestNonRemovableTransactionId`
 //! knows the snapshots of this server, of its standbys and of its slots. Such a tuple may be written without xmin and xmax.
-//! All others are carried over as they are (`rewriteheap.c`, as CLUSTER does), under the exclusive lock.
+//! All others are carried over as they are (`rewriteheap.c`, as CLUSTER does), under the exclusive lock. Standbys that do not report
+//! their snapshots are told of which transactions nothing is left (`pg::standby`).
 
 use super::throttle::Throttle;
 use crate::am::handler;
 use crate::error::StrataError;
 use crate::guc;
+use crate::pg::standby::Traces;
 use crate::pg::{OpenRelation, compat, ext, guarded, tid};
 use pgrx::pg_sys::*;
 use roaring::{RoaringBitmap, RoaringTreemap};
@@ -19,6 +21,7 @@ pub fn check(relid: Oid) {
     let wrong = |message: String, hint: &str| StrataError::WrongObject { message, hint: hint.to_owned() }.raise();
     // SAFETY: system-cache look-ups.
     unsafe {
+        PreventCommandDuringRecovery(c"a move or a consolidation".as_ptr());
         let name = crate::pg::qualified_name(relid);
         let kind = get_rel_relkind(relid) as u8;
         if kind == RELKIND_PARTITIONED_TABLE {
@@ -185,6 +188,8 @@ pub struct PagesRead {
     left_over: RoaringBitmap,
     /// Pages that were read.
     blocks: BlockNumber,
+    /// Who made the rows that were taken.
+    pub traces: Traces,
 }
 
 impl PagesRead {
@@ -199,6 +204,7 @@ impl PagesRead {
             let since = GetXLogInsertRecPtr();
             let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
             let mut left_over = RoaringBitmap::new();
+            let mut traces = Traces::default();
             let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
             let mut throttle = Throttle::begin();
             for block in 0..blocks {
@@ -207,6 +213,7 @@ impl PagesRead {
                 let mut live: Vec<HeapTupleData> = Vec::new();
                 for_each_tuple(rel, buffer, block, |tuple| {
                     if everybody_sees(tuple, horizon, buffer) {
+                        traces.lose(compat::tuple_xmin(tuple.t_data));
                         live.push(*tuple);
                     } else {
                         left_over.insert(block);
@@ -219,7 +226,7 @@ impl PagesRead {
                 throttle.spent(u64::from(BLCKSZ));
             }
             FreeAccessStrategy(strategy);
-            Self { horizon, since, left_over, blocks }
+            Self { horizon, since, left_over, blocks, traces }
         }
     }
 
@@ -259,7 +266,12 @@ impl PagesRead {
                     }
                 });
                 LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
-                carried.iter_mut().for_each(|(tuple, status)| carry(tuple, *status));
+                for (tuple, status) in &mut carried {
+                    if *status == HTSV_Result::HEAPTUPLE_DEAD {
+                        changed.traces.lose_dead(tuple);
+                    }
+                    carry(tuple, *status);
+                }
                 ReleaseBuffer(buffer);
             }
             FreeAccessStrategy(strategy);
@@ -273,6 +285,8 @@ impl PagesRead {
 pub struct Changed {
     pages: RoaringBitmap,
     still_there: RoaringTreemap,
+    /// Who removed the rows that are dead.
+    pub traces: Traces,
 }
 
 impl Changed {

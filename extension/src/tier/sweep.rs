@@ -8,9 +8,19 @@
 //! Where logs are archived (`strata.log_backup` has rows), a row, and so its file, also waits until the fragment log has the
 //! fragment, however long the agent is away: else no recovery could reach a moment at which it was in use.
 //! `strata.sweep(SECONDS)` by hand, with a grace of its own, does not wait for that.
+//!
+//! **Standbys** may read this server's store. What is gone here is in use there until they have replayed that: a query may hold replay
+//! up, and replay may be delayed on purpose. So where there are standbys (`strata.standbys_replayed()`), a sweep notes for a row that
+//! is gone where the WAL is (`gone_lsn`), and a later one removes it when all of them are past that place. Only a transaction that
+//! has written nothing notes it: what it sees as gone is so by a commit that lies before.
+//!
+//! **Whose store.** A server that is no standby removes files from a store that it has claimed (`tier::claim`), a standby from one that
+//! nobody has claimed: its own, which its agent fills.
 
+use super::claim;
 use crate::am::fragments;
 use crate::pg::{catalog, failpoint};
+use pgrx::pg_sys;
 use pgrx::{PgXactCallbackEvent, register_xact_callback};
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,23 +29,25 @@ use std::time::{Duration, SystemTime};
 /// Files younger than this may belong to a transaction that has not committed.
 const GRACE: Duration = Duration::from_secs(3600);
 
+/// Rows of files that are gone.
+const GONE: &str = "NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c \
+    WHERE c.oid OPERATOR(pg_catalog.=) f.relid AND c.relfilenode OPERATOR(pg_catalog.=) f.filenode)";
+
+/// Rows that the fragment log has, or need not have ($1, in database $2).
+const LOGGED: &str = "($1 OR NOT EXISTS (SELECT FROM strata.log_backup) \
+    OR pg_catalog.concat($2::pg_catalog.oid, '/', f.hash) IN (SELECT l.name FROM strata.log_backup AS l \
+        WHERE l.kind OPERATOR(pg_catalog.=) 'fragment'))";
+
 /// Removes catalog rows of files that are gone, and at commit the files that no row names. Returns the number of those.
 pub fn sweep(grace: Option<Duration>) -> i64 {
-    catalog::execute(
-        "DELETE FROM strata.fragment AS f WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c \
-             WHERE c.oid OPERATOR(pg_catalog.=) f.relid AND c.relfilenode OPERATOR(pg_catalog.=) f.filenode) \
-         AND ($1 OR NOT EXISTS (SELECT FROM strata.log_backup) \
-             OR pg_catalog.concat($2::pg_catalog.oid, '/', f.hash) IN (SELECT l.name FROM strata.log_backup AS l \
-                 WHERE l.kind OPERATOR(pg_catalog.=) 'fragment'))",
-        // SAFETY: a plain variable of the backend.
-        &[grace.is_some().into(), unsafe { pgrx::pg_sys::MyDatabaseId }.into()],
-    );
-    // Row ids only grow: marks of files that are gone lie below those of the files that there are.
-    catalog::execute(
-        "DELETE FROM strata.deletion AS d WHERE NOT EXISTS (SELECT FROM strata.fragment AS f \
-         WHERE f.relid OPERATOR(pg_catalog.=) d.relid AND d.row_id OPERATOR(pg_catalog.>=) f.first_row_id)",
-        &[],
-    );
+    // SAFETY: reads shared state.
+    let recovering = unsafe { pg_sys::RecoveryInProgress() };
+    if !recovering {
+        sweep_catalog(grace.is_some());
+    }
+    if !claim::may_remove_files(recovering) {
+        return 0;
+    }
     let mut named = HashSet::new();
     catalog::as_owner(|| {
         pgrx::Spi::connect(|client| {
@@ -68,6 +80,41 @@ pub fn sweep(grace: Option<Duration>) -> i64 {
         }
     });
     count
+}
+
+fn sweep_catalog(by_hand: bool) {
+    // SAFETY: a plain variable of the backend.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let args = [by_hand.into(), database.into()];
+    // SAFETY: reads this backend's state. A statement on the catalog makes it a writing transaction.
+    let has_written = unsafe { pg_sys::GetTopTransactionIdIfAny() } != pg_sys::InvalidTransactionId;
+    let standbys = catalog::execute("SELECT 1::pg_catalog.int8 WHERE strata.standbys_replayed() IS NOT NULL", &[]);
+    if standbys.is_none() {
+        catalog::execute(&format!("DELETE FROM strata.fragment AS f WHERE {GONE} AND {LOGGED}"), &args);
+    } else {
+        if !has_written {
+            catalog::execute(
+                &format!(
+                    "UPDATE strata.fragment AS f SET filenode = 0, gone_lsn = pg_catalog.pg_current_wal_insert_lsn() \
+                     WHERE gone_lsn IS NULL AND {GONE}"
+                ),
+                &[],
+            );
+        }
+        catalog::execute(
+            &format!(
+                "DELETE FROM strata.fragment AS f \
+                 WHERE gone_lsn OPERATOR(pg_catalog.<=) strata.standbys_replayed() AND {GONE} AND {LOGGED}"
+            ),
+            &args,
+        );
+    }
+    // Row ids only grow: marks of files that are gone lie below those of the files that there are.
+    catalog::execute(
+        "DELETE FROM strata.deletion AS d WHERE NOT EXISTS (SELECT FROM strata.fragment AS f \
+         WHERE f.relid OPERATOR(pg_catalog.=) d.relid AND d.row_id OPERATOR(pg_catalog.>=) f.first_row_id)",
+        &[],
+    );
 }
 
 fn entries(directory: &Path) -> Vec<std::path::PathBuf> {

@@ -15,7 +15,8 @@
 //! **Snapshots.** A snapshot that is older than a mark sees the fragment row; so a row whose mark is not visible to all is
 //! written as a heap row with the mark's transaction as xmax. If it was promoted, its ctid leads to the delta row that took
 //! its place, as if it had been updated: who waited for the row under READ COMMITTED finds the newer version. `rewriteheap.c`
-//! resolves such chains by (xmax of the old, xmin of the new version); for that the delta row must look like an update.
+//! resolves such chains by (xmax of the old, xmin of the new version); for that the delta row must look like an update. A standby is
+//! told which of its snapshots are older than all that (`pg::standby`).
 //!
 //! **Places.** The rewrite fills pages one after the other, so the n-th copied row is in the page whose first row's number is
 //! the last not above n. Copied rows are numbered fragment rows first, by row id, then delta rows by TID; two bitmaps and one
@@ -29,6 +30,7 @@ use super::throttle::Throttle;
 use crate::am::{fragments, index};
 use crate::error::StrataError;
 use crate::pg::catalog::{self, Deletion, DeletionScan};
+use crate::pg::standby::Traces;
 use crate::pg::swap::{self, IndexCopy};
 use crate::pg::{OpenRelation, compat, ext, failpoint, guarded, tid};
 use pgrx::pg_sys::*;
@@ -89,11 +91,13 @@ pub fn to_hot(relid: Oid) -> i64 {
         let rel = online::lock_warm(relid);
         let transient = swap::transient(rel.0, HEAP_TABLE_AM_OID, ShareUpdateExclusiveLock);
         let copied = copy(rel.0, transient);
+        let mut traces = copied.pages.traces;
+        traces.tell(rel.0);
         drop(rel);
         failpoint::hit(failpoint::MOVE_BEFORE_SWAP);
         online::lock_for_swap(relid);
         let locked = std::time::Instant::now();
-        let rows = carry_over(relid, transient, &copied);
+        let rows = carry_over(relid, transient, &copied, &mut traces);
         swap::exchange(relid, transient, &copied.indexes, rows as f64);
         failpoint::hit(failpoint::MOVE_BEFORE_COMMIT);
         pgrx::debug1!(
@@ -172,6 +176,8 @@ struct Marks {
     dead: Vec<u64>,
     /// Rows whose mark is not visible to every snapshot.
     recent: HashMap<u64, Deletion>,
+    /// Who wrote the marks of dead rows.
+    traces: Traces,
 }
 
 /// Reads the marks of `relid`. All transactions that wrote them have ended, or are this one.
@@ -188,6 +194,7 @@ unsafe fn marks(rel: Relation, oldest_xmin: TransactionId) -> Marks {
                 && (mark.xmin == FrozenTransactionId || TransactionIdPrecedes(mark.xmin, oldest_xmin))
             {
                 marks.dead.push(mark.row_id);
+                marks.traces.lose(mark.xmin);
                 continue;
             }
             if let Some(other) = marks.recent.insert(mark.row_id, mark) {
@@ -205,7 +212,7 @@ unsafe fn marks(rel: Relation, oldest_xmin: TransactionId) -> Marks {
 }
 
 /// Step 2, under ACCESS EXCLUSIVE: makes the transient table what the table is now. Returns the rows.
-unsafe fn carry_over(relid: Oid, transient: Oid, copied: &Copied) -> u64 {
+unsafe fn carry_over(relid: Oid, transient: Oid, copied: &Copied, traces: &mut Traces) -> u64 {
     // SAFETY: both relations are locked exclusively; pages are locked while they are looked at, and pinned while tuples of
     // them are rewritten.
     unsafe {
@@ -269,6 +276,9 @@ unsafe fn carry_over(relid: Oid, transient: Oid, copied: &Copied) -> u64 {
             }
         });
         rewrite.end();
+        traces.join(&marks.traces);
+        traces.join(&changed.traces);
+        traces.tell(rel.0);
         gone.extend(places.delta.iter().filter(|at| changed.is_gone(*at)).filter_map(|at| places.of_delta(at)));
         remove(new.0, &mut gone);
         swap::insert_entries(new.0, &copied.indexes, from);

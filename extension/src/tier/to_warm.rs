@@ -7,14 +7,14 @@
 //!           rows are built there
 //!  2 swap   ACCESS EXCLUSIVE, asked for in short attempts so that nobody queues long behind it
 //!           pages that changed since (by LSN) or had other rows are read again:
-//!             a copied row that is gone      → its fragment row is deleted for every snapshot
+//!             a copied row that is gone      → it joins the bitmap of its fragment's rows that are deleted for every snapshot
 //!             a row that was not copied      → goes to the new delta store with its xmin and xmax (like CLUSTER)
 //!           files are swapped (`pg::swap`); plain btrees are rebuilt over the delta rows
 //! ```
 //!
 //! **Snapshots.** A fragment holds only rows that every snapshot of step 1 and later sees, unless they are deleted; versions
 //! that only some snapshots see stay heap tuples. So also a REPEATABLE READ transaction that is older than the move reads
-//! the same table before and after it.
+//! the same table before and after it. A standby is told which of its snapshots are too old for that (`pg::standby`).
 //!
 //! **Writers** of step 1 change the heap, which is read again in step 2 where its pages changed. A line pointer may have
 //! been pruned and used again meanwhile; the new tuple's xmin is not before the horizon, which tells it apart.
@@ -28,9 +28,11 @@ use super::online::{self, PagesRead, Rewrite, tag};
 use super::writer::{self, FragmentWriter};
 use crate::am::{analyze, fragments, handler, index, unique};
 use crate::error::StrataError;
+use crate::pg::standby::Traces;
 use crate::pg::swap::{self, IndexCopy};
 use crate::pg::{OpenRelation, catalog, compat, failpoint};
 use pgrx::pg_sys::*;
+use roaring::RoaringBitmap;
 use std::collections::HashSet;
 
 /// Moves the rows of heap table `relid` into fragments; returns how many.
@@ -52,11 +54,13 @@ pub fn to_warm(relid: Oid) -> i64 {
         let heap_bytes = compat::total_relation_size(relid).max(0) as u64;
         let transient = swap::transient(rel.0, compat::access_method_oid(c"warm"), ShareUpdateExclusiveLock);
         let (rows, copies) = record(rel.0, transient, &mut copied, heap_bytes);
+        let mut traces = copied.pages.traces;
+        traces.tell(rel.0);
         drop(rel);
         failpoint::hit(failpoint::MOVE_BEFORE_SWAP);
         online::lock_for_swap(relid);
         let locked = std::time::Instant::now();
-        let rows = swap(relid, transient, &copied, &copies, rows);
+        let rows = swap(relid, transient, &copied, &copies, rows, &mut traces);
         failpoint::hit(failpoint::MOVE_BEFORE_COMMIT);
         pgrx::debug1!(
             "strata: moved {} rows of {} in {:?}, exclusive lock held {:?}",
@@ -72,7 +76,7 @@ pub fn to_warm(relid: Oid) -> i64 {
 /// What step 1 has done.
 pub(super) struct Copied {
     pub(super) finished: Vec<writer::Finished>,
-    pages: PagesRead,
+    pub(super) pages: PagesRead,
 }
 
 /// Step 1: reads the heap and writes the fragments.
@@ -110,14 +114,21 @@ unsafe fn record(rel: Relation, transient: Oid, copied: &mut Copied, heap_bytes:
 }
 
 /// Step 2, under ACCESS EXCLUSIVE. Returns the rows that are in fragments.
-unsafe fn swap(relid: Oid, transient: Oid, copied: &Copied, copies: &[IndexCopy], rows: u64) -> u64 {
+unsafe fn swap(
+    relid: Oid,
+    transient: Oid,
+    copied: &Copied,
+    copies: &[IndexCopy],
+    rows: u64,
+    traces: &mut Traces,
+) -> u64 {
     // SAFETY: the relation is locked exclusively: nobody else reads or writes it, all writers have ended.
     unsafe {
         let gone = {
             let rel = OpenRelation::open(relid, NoLock);
             CheckTableNotInUse(rel.0, c"strata.to_warm".as_ptr());
             let new = OpenRelation::open(transient, NoLock);
-            let gone = carry_over(rel.0, new.0, copied);
+            let gone = carry_over(rel.0, new.0, copied, traces);
             mark_gone(relid, compat::filenode(new.0), copied, &gone);
             swap::insert_entries(new.0, copies, 0);
             CacheInvalidateRelcache(rel.0);
@@ -132,7 +143,7 @@ unsafe fn swap(relid: Oid, transient: Oid, copied: &Copied, copies: &[IndexCopy]
 }
 
 /// Copies what is not in the fragments to the new delta store; returns the tags of copied rows that are gone.
-pub(super) unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -> Vec<u64> {
+pub(super) unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied, traces: &mut Traces) -> Vec<u64> {
     // SAFETY: both relations are locked exclusively; tuples are rewritten while their page is pinned.
     unsafe {
         let oldest_xmin = GetOldestNonRemovableTransactionId(old);
@@ -145,25 +156,24 @@ pub(super) unsafe fn carry_over(old: Relation, new: Relation, copied: &Copied) -
             }
         });
         rewrite.end();
+        traces.join(&changed.traces);
+        traces.tell(old);
         copied.finished.iter().flat_map(|f| f.tags.iter()).filter(|t| changed.is_gone(**t)).copied().collect()
     }
 }
 
-/// Deletes the fragment rows of `gone` for every snapshot: where a snapshot still sees such a row, it is a delta row.
+/// Deletes the fragment rows of `gone` for every snapshot: where a snapshot still sees such a row, it is a delta row. They are noted
+/// beside the fragment, in a catalog row that this transaction made: marks that every snapshot sees would outlive its abort.
 pub(super) fn mark_gone(relid: Oid, filenode: Oid, copied: &Copied, gone: &[u64]) {
     if gone.is_empty() {
         return;
     }
-    let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
     let gone: HashSet<u64> = gone.iter().copied().collect();
-    let nowhere = catalog::nowhere();
-    // SAFETY: a transaction is in progress.
-    let cid = unsafe { GetCurrentCommandId(true) };
     for f in &copied.finished {
-        for (i, t) in f.tags.iter().enumerate() {
-            if gone.contains(t) {
-                catalog::insert_deletion(&oids, relid, f.row.first_row_id + i as u64, filenode, &nowhere, cid, true);
-            }
+        let deleted: RoaringBitmap =
+            f.tags.iter().enumerate().filter(|(_, t)| gone.contains(t)).map(|(i, _)| i as u32).collect();
+        if !deleted.is_empty() {
+            catalog::fold_deletions(relid, filenode, f.row.first_row_id, &deleted);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A file is written, synchronized and renamed before its catalog row is inserted, in the same transaction. So a crash or
 //! an abort leaves at most a file that nothing names, which the sweeper removes, and never a row without its file.
 
+use super::claim;
 use super::throttle::Throttle;
 use crate::am::datum::{self, Kind};
 use crate::am::fragments::TableFragment;
@@ -10,6 +11,7 @@ use crate::am::{fragments, handler, index};
 use crate::error::StrataError;
 use crate::guc;
 use crate::pg::catalog::{self, FragmentRow};
+use crate::pg::standby::Traces;
 use crate::pg::{compat, failpoint, guarded};
 use pgrx::pg_sys::*;
 use roaring::{RoaringBitmap, RoaringTreemap};
@@ -165,7 +167,7 @@ impl FragmentWriter {
         }
         pgrx::check_for_interrupts!();
         let directory = fragments::store();
-        if let Err(e) = std::fs::create_dir_all(&directory) {
+        if let Err(e) = std::fs::create_dir_all(&directory).and_then(|()| claim::for_writing()) {
             StrataError::FragmentIo {
                 relid: self.relid,
                 what: format!("{}: {e}", directory.display()),
@@ -324,6 +326,10 @@ pub unsafe fn fold_new_file(rel: Relation, table: Oid) {
         guarded(|| am.scan_end.unwrap_unchecked()(scan));
         let mut finished = writer.finish();
         if record(table, compat::filenode(rel), &mut finished, heap_bytes) > 0 {
+            // Nothing tells any more who made these rows.
+            let mut traces = Traces::default();
+            traces.lose_all();
+            traces.tell(owner.0);
             heap_truncate_one_rel(rel);
             CommandCounterIncrement();
             crate::am::analyze::add_page(rel);

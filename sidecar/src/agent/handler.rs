@@ -13,11 +13,13 @@ use serde_json::{Value, json};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use strata_catalog::{JobKind, Request};
 
 /// How often progress is passed on.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a fragment of the primary may be on its way to the repository.
+const ON_ITS_WAY: Duration = Duration::from_secs(15);
 
 pub(super) struct AgentHandler {
     shared: Arc<Shared>,
@@ -55,6 +57,23 @@ impl AgentHandler {
                 })
             }
             None => outcome,
+        }
+    }
+
+    /// Brings a fragment into the store. A standby may hear of it before the primary's agent has copied it to the repository.
+    async fn fetch(&self, database_oid: u32, hash: String) -> Result<Value> {
+        let begin = Instant::now();
+        loop {
+            let repository = self.shared.repository().await?;
+            let store = self.shared.store.clone();
+            match fragments::fetch_one(repository, store, database_oid, hash.clone()).await {
+                Err(error)
+                    if error.kind == ErrorKind::Missing && self.shared.is_standby() && begin.elapsed() < ON_ITS_WAY =>
+                {
+                    tokio::time::sleep(PROGRESS_INTERVAL).await;
+                }
+                other => return other,
+            }
         }
     }
 
@@ -133,10 +152,7 @@ impl Handler for AgentHandler {
                     "store": self.shared.store,
                     "pid": std::process::id(),
                 })),
-                Request::FetchFragment { database_oid, hash } => {
-                    let repository = self.shared.repository().await?;
-                    fragments::fetch_one(repository, self.shared.store.clone(), database_oid, hash).await
-                }
+                Request::FetchFragment { database_oid, hash } => self.fetch(database_oid, hash).await,
                 Request::Backup { label } => self.backup(label, events).await,
                 Request::RecoveryPlan { target } => self.plan(target, events).await,
                 Request::Recover { target, into, port, full } => self.recover(target, into, port, full, events).await,

@@ -8,7 +8,7 @@ use super::{Backoff, Shared};
 use crate::backup::{blocking, record};
 use crate::error::{ErrorKind, Result};
 use crate::postgres::Session;
-use crate::postgres::server::pg_lsn;
+use crate::postgres::server::{self, pg_lsn};
 use crate::repository::Repository;
 use crate::repository::catalog::BackupEntry;
 use crate::repository::fragments::FragmentLogEntry;
@@ -67,7 +67,7 @@ struct News {
 impl Mirror {
     async fn round(&mut self, shared: &Shared) -> Result<()> {
         let mut session = shared.conninfo.connect().await?;
-        let recovering: bool = session.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0);
+        let recovering = server::in_recovery(&session).await?;
         if recovering || !record::has_jobs(&session).await {
             self.loaded = false;
             return Ok(());

@@ -8,7 +8,13 @@
 //! ```
 //!
 //! Promises. It may be killed at any time and started again: what it knows is in the repository and in the catalogs. It
-//! goes on when the server is down, and connects again with growing pauses. It keeps connections only to the database of
+//! goes on when the server is down, and connects again with growing pauses.
+//!
+//! **Beside a standby** it brings fragments from the repository into the store, in the background and on demand, and writes nothing:
+//! neither to the repository, which is the primary's agent's, nor to the server. When the standby is promoted it is the primary's agent
+//! from then on, with the same configuration.
+//!
+//! It keeps connections only to the database of
 //! its conninfo, so that others can be dropped and copied. Ended by a signal, it looks once more before it goes. Work that it started for a client goes on when the client
 //! leaves; work that it was killed in is marked failed when it starts again.
 
@@ -20,13 +26,14 @@ mod watch;
 use crate::backup::{blocking, record};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::{Conninfo, ServerInfo, program};
+use crate::postgres::{Conninfo, ServerInfo, program, server};
 use crate::repository::Repository;
 use crate::socket::Listener;
 use handler::AgentHandler;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use strata_catalog::names;
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,9 +53,21 @@ pub(crate) struct Shared {
     pub config: Config,
     pub conninfo: Conninfo,
     pub store: PathBuf,
+    /// The server is a standby, as far as is known.
+    standby: AtomicBool,
 }
 
 impl Shared {
+    /// Whether the server was a standby when it was last asked.
+    pub fn is_standby(&self) -> bool {
+        self.standby.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the server is. Returns what it was before.
+    pub fn note_standby(&self, standby: bool) -> bool {
+        self.standby.swap(standby, Ordering::Relaxed)
+    }
+
     /// The repository, created when it may be.
     pub async fn repository(&self) -> Result<Repository> {
         let config = self.config.clone();
@@ -122,7 +141,10 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
     };
     let listener = Listener::bind(&socket)?;
     tracing::info!(socket = %socket.display(), store = %store.display(), "the agent listens");
-    let shared = Arc::new(Shared { config: config.clone(), conninfo, store });
+    let shared = Arc::new(Shared { config: config.clone(), conninfo, store, standby: AtomicBool::new(false) });
+    if let Ok(session) = shared.conninfo.connect().await {
+        shared.note_standby(server::in_recovery(&session).await.unwrap_or(false));
+    }
     if !options.until_complete {
         // Before anything is asked of this agent, and after the socket's lock said that there is no other.
         clear_stale(&shared).await;
@@ -148,7 +170,7 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
     };
     tracing::info!("ended by {signal}");
     drop(listener);
-    if !options.until_complete && !shared.config.repository.read_only {
+    if !options.until_complete && !shared.config.repository.read_only && !shared.is_standby() {
         last_look(&shared).await;
     }
     Ok(())
@@ -187,7 +209,7 @@ async fn places(config: &Config, conninfo: &Conninfo, options: Options) -> Resul
 async fn clear_stale(shared: &Shared) {
     let clear = async {
         let session = shared.conninfo.connect().await?;
-        if !record::has_jobs(&session).await {
+        if server::in_recovery(&session).await? || !record::has_jobs(&session).await {
             return Ok(());
         }
         // A backup that runs from the command line holds the lock; then its rows are alive. In a server that was just

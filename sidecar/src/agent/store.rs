@@ -35,6 +35,10 @@ pub(super) struct StoreWatch {
 pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify) {
     let watch = Arc::new(Mutex::new(StoreWatch::default()));
     loop {
+        // What a standby's store has is from the repository.
+        while shared.is_standby() {
+            tokio::time::sleep(POLL).await;
+        }
         match round(shared, &watch).await {
             Ok(0) => {}
             Ok(copied) => {

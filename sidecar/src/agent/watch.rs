@@ -4,6 +4,9 @@
 //! two backups has it. A row that is gone is noted in the log, with a position that is certainly behind its removal: it
 //! is read after the rows. A file that the store has lost comes back from the repository.
 //!
+//! On a standby the last of these is all that is done, and now and then the server is asked to remove files that its rows do not name any
+//! more: the primary's removals arrive there as rows that are gone.
+//!
 //! Databases are looked at with connections that end at once. Those without the extension are looked at less often.
 
 use super::{Backoff, Shared};
@@ -25,6 +28,8 @@ use strata_catalog::{FragmentRow, names};
 const RARE: u64 = 10;
 /// Every how many rounds the store is compared with the rows though they did not change.
 const FULL: u64 = 30;
+/// Every how many rounds a standby removes files that it does not need any more.
+const SWEEP: u64 = 150;
 /// After a change in the store, rows are looked at this often, for this long.
 const BUSY_INTERVAL: Duration = Duration::from_millis(250);
 const BUSY: Duration = Duration::from_secs(10);
@@ -41,6 +46,8 @@ struct Known {
     logged: HashMap<(i64, String), FragmentLogEntry>,
     /// Fragments that could not be copied, so that each is said once.
     failed: HashMap<String, String>,
+    /// The repository did not have all that the store lacks.
+    waiting: bool,
 }
 
 #[derive(Default)]
@@ -87,9 +94,13 @@ impl Watch {
             Some(main) if !main.is_closed() => main,
             _ => session.insert(shared.conninfo.connect().await?),
         };
-        let row = main.query_one("SELECT pg_is_in_recovery()", &[]).await?;
-        if row.get(0) {
-            return Ok(());
+        let standby = server::in_recovery(main).await?;
+        if shared.note_standby(standby) && !standby {
+            tracing::info!("the server was promoted");
+            super::clear_stale(shared).await;
+        }
+        if standby {
+            return self.standby(shared, main).await;
         }
         let repository = shared.repository().await?;
         if !self.loaded && !read_only {
@@ -121,6 +132,51 @@ impl Watch {
         }
         self.round += 1;
         failed.map_or(Ok(()), Err)
+    }
+
+    /// A round beside a standby.
+    async fn standby(&mut self, shared: &Shared, main: &Session) -> Result<()> {
+        let mut failed = None;
+        for database in server::databases(main).await? {
+            if !self.databases.contains_key(&database.oid) && !self.round.is_multiple_of(RARE) {
+                continue;
+            }
+            match self.standby_database(shared, &database).await {
+                Ok(()) => {}
+                Err(error) if error.kind == ErrorKind::Connection => {
+                    tracing::debug!("database \"{}\": {error}", database.name);
+                }
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        self.round += 1;
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn standby_database(&mut self, shared: &Shared, database: &Database) -> Result<()> {
+        let session = shared.conninfo.database(&database.name).connect().await?;
+        if !server::has_catalog(&session).await? {
+            return Ok(());
+        }
+        let fingerprint = fingerprint(&session).await?;
+        let (round, full) = (self.round, self.round.is_multiple_of(FULL));
+        let known = self.databases.entry(database.oid).or_default();
+        if known.fingerprint != Some(fingerprint) || known.waiting || !known.failed.is_empty() || full {
+            let rows = catalog::read_rows(&session).await?;
+            known.failed.retain(|hash, _| rows.iter().any(|row| row.hash == *hash));
+            // The repository is asked only when something is missing: a store that is shared with the primary lacks nothing.
+            if rows.iter().any(|row| !in_store(&shared.store, database.oid, &row.hash)) {
+                known.bring_back(shared, &shared.repository().await?, database, &rows).await?;
+            } else {
+                known.waiting = false;
+                known.failed.clear();
+            }
+            known.fingerprint = Some(fingerprint);
+        }
+        if round % SWEEP == SWEEP - 1 {
+            session.execute("SELECT strata.sweep()", &[]).await?;
+        }
+        Ok(())
     }
 
     /// Notes that the fragments of databases that are gone are gone.
@@ -168,10 +224,7 @@ impl Watch {
         if !server::has_catalog(&session).await? {
             return Ok(());
         }
-        let row = session
-            .query_one("SELECT count(*), coalesce(sum(hashtextextended(fragment_id || hash, 0) >> 20), 0)::bigint FROM strata.fragment", &[])
-            .await?;
-        let fingerprint = (row.get(0), row.get(1));
+        let fingerprint = fingerprint(&session).await?;
         let known = self.databases.entry(database.oid).or_default();
         // Now and then the files are looked for even when no row changed.
         let full = self.round.is_multiple_of(FULL);
@@ -201,10 +254,13 @@ impl Known {
         database: &Database,
         rows: &[FragmentRow],
     ) -> Result<()> {
-        let lost: Vec<Wanted> = rows
+        let (lost, absent): (Vec<&FragmentRow>, Vec<&FragmentRow>) = rows
             .iter()
             .filter(|row| !in_store(&shared.store, database.oid, &row.hash))
-            .filter(|row| repository.has_fragment(&row.hash).unwrap_or(false))
+            .partition(|row| repository.has_fragment(&row.hash).unwrap_or(false));
+        self.waiting = !absent.is_empty();
+        let lost: Vec<Wanted> = lost
+            .into_iter()
             .map(|row| Wanted {
                 database_oid: database.oid,
                 database: database.name.clone(),
@@ -284,6 +340,14 @@ impl Known {
             tracing::error!(hash, "fragment: {error}");
         }
     }
+}
+
+/// Changes when rows of `strata.fragment` come or go.
+async fn fingerprint(session: &Session) -> Result<(i64, i64)> {
+    let row = session
+        .query_one("SELECT count(*), coalesce(sum(hashtextextended(fragment_id || hash, 0) >> 20), 0)::bigint FROM strata.fragment", &[])
+        .await?;
+    Ok((row.get(0), row.get(1)))
 }
 
 fn in_store(store: &Path, database_oid: u32, hash: &str) -> bool {

@@ -172,3 +172,8 @@ pub async fn has_catalog(session: &Session) -> Result<bool> {
     let row = session.query_one("SELECT to_regclass('strata.fragment') IS NOT NULL", &[]).await?;
     Ok(row.get(0))
 }
+
+/// True when the session's server is a standby, or still recovering.
+pub async fn in_recovery(session: &Session) -> Result<bool> {
+    Ok(session.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0))
+}
