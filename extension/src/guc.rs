@@ -1,6 +1,6 @@
 //! Configuration parameters (`strata.*`).
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::CString;
 use std::path::PathBuf;
 
@@ -32,8 +32,31 @@ pub static MOVE_RATE: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static SNAPSHOT_WAIT: GucSetting<i32> = GucSetting::<i32>::new(3000);
 /// `strata.consolidate_threshold`
 pub static CONSOLIDATE_THRESHOLD: GucSetting<f64> = GucSetting::<f64>::new(0.1);
+/// `strata.memory_budget`, kilobytes
+pub static MEMORY_BUDGET: GucSetting<i32> = GucSetting::<i32>::new(262_144);
+/// `strata.access_mode`
+pub static ACCESS_MODE: GucSetting<AccessMode> = GucSetting::<AccessMode>::new(AccessMode::Auto);
 /// `strata.fragment_rows`
 pub static FRAGMENT_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000_000);
+
+/// The values of `strata.access_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+#[allow(missing_docs)]
+pub enum AccessMode {
+    #[name = c"auto"]
+    Auto,
+    #[name = c"loaded"]
+    Loaded,
+    #[name = c"paged"]
+    Paged,
+    #[name = c"direct"]
+    Direct,
+}
+
+/// `strata.memory_budget` in bytes.
+pub fn memory_budget() -> u64 {
+    MEMORY_BUDGET.get().max(0) as u64 * 1024
+}
 
 /// The store: the setting, or the data directory's path with `.strata` behind it.
 pub fn store_directory() -> PathBuf {
@@ -194,6 +217,24 @@ pub fn register() {
         16_000_000,
         GucContext::Userset,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"strata.memory_budget",
+        c"Memory that all processes of the server together may keep of fragments.",
+        c"Scans whose fragments do not fit read them in parts. 0 keeps nothing. At most half of the machine's memory is used.",
+        &MEMORY_BUDGET,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_enum_guc(
+        c"strata.access_mode",
+        c"How scans of warm tables read fragments: auto, loaded, paged or direct.",
+        c"auto chooses by the size of the data set, strata.memory_budget and what is asked for. No mode keeps more than the budget.",
+        &ACCESS_MODE,
+        GucContext::Userset,
+        GucFlags::EXPLAIN,
     );
     // SAFETY: a name that lives for ever.
     unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"strata".as_ptr()) };

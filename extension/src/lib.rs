@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`am`] | the table access method `warm`: scans, changes, promotion, indexes |
 //! | [`plan`] | planner hooks, the custom scan, aggregate pushdown, EXPLAIN |
+//! | [`memory`] | the memory budget, and how each scan reads within it |
 //! | [`tier`] | moves, sweeping, the background worker that runs policies |
 //! | [`api`] | SQL functions, and the way to the agent |
 //! | [`pg`] | wrappers over PostgreSQL, and its version differences |
@@ -20,6 +21,7 @@ mod am;
 mod api;
 mod error;
 mod guc;
+mod memory;
 mod pg;
 mod plan;
 mod tier;
@@ -74,6 +76,7 @@ unsafe extern "C-unwind" fn request_shared_memory() {
             previous();
         }
         pg_sys::RequestAddinShmemSpace(am::promoter::shared_size());
+        pg_sys::RequestAddinShmemSpace(memory::shared::size());
     }
 }
 
@@ -87,6 +90,7 @@ unsafe extern "C-unwind" fn start_shared_memory() {
         let lock = &raw mut (*pg_sys::MainLWLockArray.add(pg::compat::ADDIN_SHMEM_INIT_LOCK)).lock;
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
         am::promoter::attach();
+        memory::shared::attach();
         pg_sys::LWLockRelease(lock);
     }
 }

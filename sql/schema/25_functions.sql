@@ -40,6 +40,18 @@ CREATE FUNCTION strata.store_directory() RETURNS text
     LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'strata_store_directory_wrapper';
 COMMENT ON FUNCTION strata.store_directory() IS 'the folder of the fragments of this database';
 
+CREATE FUNCTION strata.memory(OUT budget_bytes bigint, OUT limit_bytes bigint, OUT kept_bytes bigint, OUT needed_bytes bigint,
+        OUT processes bigint, OUT machine_bytes bigint, OUT available_bytes bigint, OUT control_group boolean) RETURNS SETOF record
+    LANGUAGE C VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'strata_memory_wrapper';
+COMMENT ON FUNCTION strata.memory() IS 'memory of fragments; see the view strata.stat_memory';
+
+CREATE FUNCTION strata.access(OUT pid integer, OUT database oid, OUT kept_bytes bigint, OUT needed_bytes bigint, OUT peak_bytes bigint,
+        OUT loaded bigint, OUT paged bigint, OUT direct bigint, OUT reads bigint, OUT read_bytes bigint, OUT from_memory bigint,
+        OUT evicted_bytes bigint, OUT given_back_bytes bigint, OUT last_table oid, OUT last_access text, OUT last_reason text,
+        OUT last_data_set_bytes bigint, OUT last_fragments bigint, OUT last_at timestamptz) RETURNS SETOF record
+    LANGUAGE C VOLATILE ROWS 20 AS 'MODULE_PATHNAME', 'strata_access_wrapper';
+COMMENT ON FUNCTION strata.access() IS 'how processes read fragments; see the view strata.stat_access';
+
 CREATE FUNCTION strata.agent_call(request jsonb) RETURNS jsonb
     LANGUAGE C STRICT VOLATILE AS 'MODULE_PATHNAME', 'strata_agent_call_wrapper';
 COMMENT ON FUNCTION strata.agent_call(jsonb) IS 'sends one request to the agent, shows its progress as notices and returns its result';

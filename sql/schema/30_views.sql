@@ -157,3 +157,37 @@ CREATE VIEW strata.log_backups AS
 SELECT l.system, l.member, l.kind, l.name, l.timeline, l.start_lsn, l.end_lsn, l.bytes, l.stored_bytes, l.checksum, l.completed_at
   FROM strata.log_backup l;
 COMMENT ON VIEW strata.log_backups IS 'Completed log backups as the agent recorded them; the repository is the truth';
+
+CREATE VIEW strata.stat_memory AS SELECT m.* FROM strata.memory() m;
+COMMENT ON VIEW strata.stat_memory IS 'Memory of fragments in the whole server: one row, none unless Strata is in shared_preload_libraries';
+COMMENT ON COLUMN strata.stat_memory.budget_bytes IS 'strata.memory_budget';
+COMMENT ON COLUMN strata.stat_memory.limit_bytes IS 'what of it may be used: at most half of the memory there is, and half of what is available on top of what is used';
+COMMENT ON COLUMN strata.stat_memory.kept_bytes IS 'what processes keep of fragments; never above limit_bytes when it is taken';
+COMMENT ON COLUMN strata.stat_memory.needed_bytes IS 'what processes need at the moment: footers of open fragments, decoded columns of the blocks that are read, chunks of the last look-ups, rows that will be fragments';
+COMMENT ON COLUMN strata.stat_memory.processes IS 'processes that have read fragments';
+COMMENT ON COLUMN strata.stat_memory.machine_bytes IS 'memory of the machine, or of the control group if that is less';
+COMMENT ON COLUMN strata.stat_memory.available_bytes IS 'what of it is available, looked at once a second at most';
+COMMENT ON COLUMN strata.stat_memory.control_group IS 'whether a control group sets machine_bytes';
+
+CREATE VIEW strata.stat_access AS
+SELECT a.pid, d.datname AS database, a.kept_bytes, a.needed_bytes, a.peak_bytes, a.loaded, a.paged, a.direct, a.reads, a.read_bytes,
+       a.from_memory, a.evicted_bytes, a.given_back_bytes, a.last_access, a.last_reason,
+       CASE WHEN d.datname = pg_catalog.current_database() THEN a.last_table::pg_catalog.regclass END AS last_table,
+       a.last_data_set_bytes, a.last_fragments, a.last_at
+  FROM strata.access() a
+  LEFT JOIN pg_catalog.pg_database d ON d.oid = a.database;
+COMMENT ON VIEW strata.stat_access IS 'How each process reads fragments, and what it keeps of them';
+COMMENT ON COLUMN strata.stat_access.kept_bytes IS 'what it keeps';
+COMMENT ON COLUMN strata.stat_access.needed_bytes IS 'what it needs at the moment';
+COMMENT ON COLUMN strata.stat_access.peak_bytes IS 'the most of both together since the process began';
+COMMENT ON COLUMN strata.stat_access.loaded IS 'statements whose data set fitted into memory: fragments were read whole and stay';
+COMMENT ON COLUMN strata.stat_access.paged IS 'statements that read what they asked for, and kept it where there was room';
+COMMENT ON COLUMN strata.stat_access.direct IS 'statements that read what they asked for, and kept nothing';
+COMMENT ON COLUMN strata.stat_access.reads IS 'pieces of fragments (a column of a block, a filter) that were read from files; this and the next three are brought up to date when a statement begins';
+COMMENT ON COLUMN strata.stat_access.from_memory IS 'times that a piece was in memory instead';
+COMMENT ON COLUMN strata.stat_access.evicted_bytes IS 'bytes pushed out to make room';
+COMMENT ON COLUMN strata.stat_access.given_back_bytes IS 'bytes given back because others asked or the budget was lowered';
+COMMENT ON COLUMN strata.stat_access.last_access IS 'loaded, paged or direct: the last statement''s';
+COMMENT ON COLUMN strata.stat_access.last_reason IS 'why';
+COMMENT ON COLUMN strata.stat_access.last_table IS 'one of its tables, if it is in this database';
+COMMENT ON COLUMN strata.stat_access.last_data_set_bytes IS 'bytes of the fragments of the tables and partitions that it read';

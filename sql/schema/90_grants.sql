@@ -5,8 +5,9 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA strata FROM PUBLIC;
 
 -- strata_read: names and sizes.
 GRANT USAGE ON SCHEMA strata TO strata_read;
-GRANT SELECT ON strata.partitions, strata.fragments, strata.policies, strata.jobs, strata.backups, strata.log_backups TO strata_read;
-GRANT EXECUTE ON FUNCTION strata.store_directory(), strata.bound_text(text), strata.heat_now(double precision, interval, timestamptz) TO strata_read;
+GRANT SELECT ON strata.partitions, strata.fragments, strata.policies, strata.jobs, strata.backups, strata.log_backups,
+    strata.stat_memory, strata.stat_access TO strata_read;
+GRANT EXECUTE ON FUNCTION strata.memory(), strata.access(), strata.store_directory(), strata.bound_text(text), strata.heat_now(double precision, interval, timestamptz) TO strata_read;
 
 -- strata_operate: the tiers of the tables that the role owns, and the agent's jobs. Row security guards policy and job.
 GRANT EXECUTE ON FUNCTION

@@ -1,4 +1,4 @@
-//! What a fragment keeps of what it has read: bounded by bytes, least recently used goes first.
+//! What a fragment keeps of what it has read. How much, and what goes when, is decided in [`crate::memory`].
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -6,9 +6,10 @@ use std::rc::Rc;
 
 use crate::codec::Lazy;
 use crate::column::Column;
+use crate::memory::{self, Taken};
 
-/// The most that one fragment keeps, unless one entry alone is larger.
-pub(crate) const CAPACITY: usize = 16 << 20;
+/// What an entry takes beside what it holds: its place in the table, the tree of the encodings.
+const ENTRY_BYTES: usize = 512;
 
 /// What is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,51 +31,79 @@ pub(crate) enum Item {
 }
 
 impl Item {
-    fn memory(&self) -> usize {
-        match self {
-            Self::Chunk(c) => c.0.memory(),
-            Self::Column(c) => size_of::<Column>() + c.memory_bytes(),
-            Self::Filter(f) => f.capacity(),
-        }
+    /// The memory that it takes as an entry.
+    pub(crate) fn memory(&self) -> usize {
+        ENTRY_BYTES
+            + match self {
+                Self::Chunk(c) => c.0.memory(),
+                Self::Column(c) => size_of::<Column>() + c.memory_bytes(),
+                Self::Filter(f) => f.capacity(),
+            }
+    }
+}
+
+/// Something that is kept, and the memory that was taken for it, which is given back when it goes.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    item: Item,
+    used: u64,
+    memory: usize,
+    taken: Taken,
+    /// Kept because there was room to spare.
+    spare: bool,
+}
+
+impl Entry {
+    /// The memory that was taken for it.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        memory::give(self.memory, self.taken);
     }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
-    items: HashMap<Key, (u64, usize, Item)>,
-    clock: u64,
+    items: HashMap<Key, Entry>,
     bytes: usize,
 }
 
 impl Cache {
     pub(crate) fn get(&mut self, key: Key) -> Option<Item> {
-        self.clock += 1;
         let entry = self.items.get_mut(&key)?;
-        entry.0 = self.clock;
-        Some(entry.2.clone())
+        entry.used = memory::tick();
+        memory::count_hit();
+        Some(entry.item.clone())
     }
 
-    pub(crate) fn put(&mut self, key: Key, item: Item) {
-        self.remove(key);
-        let memory = item.memory();
-        while self.bytes + memory > CAPACITY {
-            let Some(oldest) = self.items.iter().min_by_key(|(_, e)| e.0).map(|(k, _)| *k) else {
-                break;
-            };
-            self.remove(oldest);
-        }
-        self.clock += 1;
+    pub(crate) fn contains(&self, key: Key) -> bool {
+        self.items.contains_key(&key)
+    }
+
+    /// Keeps an item for which `memory` was taken; gives back the entry that was there.
+    pub(crate) fn put(&mut self, key: Key, item: Item, memory: usize, taken: Taken, spare: bool) -> Option<Entry> {
+        let old = self.remove(key);
         self.bytes += memory;
-        self.items.insert(key, (self.clock, memory, item));
+        self.items.insert(key, Entry { item, used: memory::tick(), memory, taken, spare });
+        old
     }
 
-    pub(crate) fn remove(&mut self, key: Key) {
-        if let Some((_, memory, _)) = self.items.remove(&key) {
-            self.bytes -= memory;
-        }
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Entry> {
+        let entry = self.items.remove(&key)?;
+        self.bytes -= entry.memory;
+        Some(entry)
     }
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The entries of a kind, each with whether it was kept to spare, and when it was used last.
+    pub(crate) fn entries(&self, taken: Taken) -> impl Iterator<Item = (bool, u64, Key)> {
+        self.items.iter().filter(move |(_, e)| e.taken == taken).map(|(k, e)| (!e.spare, e.used, *k))
     }
 }

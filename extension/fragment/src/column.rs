@@ -239,4 +239,9 @@ pub struct Dictionary {
 impl Dictionary {
     /// The code of a null row.
     pub const NULL: u32 = u32::MAX;
+
+    /// The memory that codes and values take.
+    pub fn memory_bytes(&self) -> usize {
+        self.codes.capacity() * 4 + self.values.memory_bytes()
+    }
 }

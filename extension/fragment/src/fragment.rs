@@ -2,8 +2,10 @@
 //!
 //! [`Fragment::open`] reads and checks header, footer and tail, no values. A chunk is read when it is asked for, checked
 //! against its checksum, and only then given to the decoder; so damage is an error that names the block and the column,
-//! never a wrong value, and what is not damaged stays readable. Whole columns go to the caller ([`Fragment::read`]);
-//! what single rows need is kept, within bounds, for the next one.
+//! never a wrong value, and what is not damaged stays readable.
+//!
+//! What stays in memory is decided by the [`Access`] that the fragment was begun with ([`Fragment::begin`]) and by the budget of
+//! the process; see [`crate::memory`].
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use crate::column::{Column, Dictionary};
 use crate::error::{FragmentError, Result};
 use crate::files::{FileId, read_at};
 use crate::footer::{self, Chunk, Footer, HEADER_LEN, Piece, TAIL_LEN};
+use crate::memory::{self, Access, Charge, Taken};
 use crate::schema::Schema;
 use crate::value::Value;
 use crate::zone::Zone;
@@ -44,7 +47,13 @@ pub struct Fragment {
     blocks: Vec<Block>,
     zones: Vec<Zone>,
     context: Context,
-    cache: RefCell<Cache>,
+    cache: Rc<RefCell<Cache>>,
+    access: Cell<Access>,
+    /// The statement that has begun it last.
+    begun: Cell<u64>,
+    /// It was read whole once.
+    whole: Cell<bool>,
+    charge: Charge,
 }
 
 /// The hash in the name of a fragment file, if it has the form of one.
@@ -101,7 +110,9 @@ impl Fragment {
             let (first, rest) = chunks.split_first()?;
             Some(rest.iter().fold(first.zone.clone(), |z, c| z.merge(&c.zone)))
         });
-        Ok(Self {
+        let cache = Rc::default();
+        memory::register(&cache);
+        let mut fragment = Self {
             path: path.to_path_buf(),
             expected_hash: expected_hash.map(str::to_string),
             zones: zones.collect(),
@@ -112,8 +123,48 @@ impl Fragment {
             rows: footer.rows(),
             blocks,
             footer,
-            cache: RefCell::default(),
-        })
+            cache,
+            access: Cell::default(),
+            begun: Cell::new(0),
+            whole: Cell::new(false),
+            charge: Charge::default(),
+        };
+        fragment.charge.set(fragment.footer_bytes());
+        Ok(fragment)
+    }
+
+    /// A scan begins to read, with this access. What is to be loaded is read whole when a second statement comes for it: a session
+    /// that ends with its first statement does not pay for columns that nobody asks for. With `at_once` it is read whole now.
+    pub fn begin(&self, access: Access, at_once: bool) {
+        self.access.set(access);
+        let statement = memory::statement();
+        let before = self.begun.replace(statement);
+        let again = before != 0 && before != statement;
+        if access == Access::Loaded && (at_once || again) && !self.whole.replace(true) {
+            self.load();
+        }
+    }
+
+    /// Reads all pieces that are not kept, in the order of the file, and keeps them; stops when there is no more room. What cannot
+    /// be read is left out: whoever asks for it gets the error.
+    fn load(&self) {
+        for col in 0..self.footer.columns.len() {
+            for block in 0..self.blocks.len() {
+                if self.cache.borrow().contains(Key::Chunk(block, col)) {
+                    continue;
+                }
+                let Ok(chunk) = self.read_chunk(block, col) else { continue };
+                let item = Item::Chunk(Rc::new((chunk, Cell::new(0))));
+                if !self.keep(Key::Chunk(block, col), item, |bytes| memory::take(bytes, Access::Loaded), false) {
+                    return;
+                }
+            }
+        }
+        for filter in 0..self.footer.filters.len() {
+            for block in 0..self.blocks.len() {
+                let _ = self.filter(filter, block);
+            }
+        }
     }
 
     /// Where it is.
@@ -182,51 +233,56 @@ impl Fragment {
 
     /// How a column of a block is encoded, for people.
     pub fn describe_chunk(&self, block: usize, col: usize) -> Result<String> {
-        Ok(self.load(block, col)?.describe())
+        Ok(self.read_chunk(block, col)?.describe())
     }
 
     /// Reads and decodes a column of a block.
-    pub fn read(&self, block: usize, col: usize) -> Result<Column> {
+    pub fn read(&self, block: usize, col: usize) -> Result<Rc<Column>> {
         if let Some(Item::Column(c)) = self.cache.borrow_mut().get(Key::Column(block, col)) {
-            return Ok((*c).clone());
+            return Ok(c);
         }
-        match self.cached_chunk(block, col) {
-            Some(chunk) => chunk.0.column(),
-            None => self.load(block, col)?.column(),
+        let chunk = self.chunk_for_scan(block, col)?;
+        let column = Rc::new(chunk.0.column().map_err(|e| self.damaged_chunk(block, col, &e))?);
+        // Text is slow to decode, and often compressed well: worth the memory, if nothing else needs it.
+        if self.access.get() == Access::Loaded && self.footer.schema.columns[col].ty.is_bytes() {
+            self.keep(Key::Column(block, col), Item::Column(Rc::clone(&column)), memory::take_spare, true);
         }
-        .map_err(|e| self.damaged_chunk(block, col, &e))
+        Ok(column)
     }
 
     /// Reads a column of whole numbers or decimals of a block as 64-bit integers (of decimals the unscaled values); `None` if
     /// they are kept in another way or may not fit.
     pub fn read_integers(&self, block: usize, col: usize) -> Result<Option<Column>> {
-        match self.cached_chunk(block, col) {
-            Some(chunk) => chunk.0.integers(),
-            None => self.load(block, col)?.integers(),
-        }
-        .map_err(|e| self.damaged_chunk(block, col, &e))
+        let chunk = self.chunk_for_scan(block, col)?;
+        chunk.0.integers().map_err(|e| self.damaged_chunk(block, col, &e))
     }
 
-    /// A column of a block, kept for the next time that it or a value of it is asked for.
+    /// Reads a column of a block as codes into its distinct values; `None` if it is not stored like that.
+    pub fn read_dictionary(&self, block: usize, col: usize) -> Result<Option<Dictionary>> {
+        let chunk = self.chunk_for_scan(block, col)?;
+        chunk.0.dictionary().map_err(|e| self.damaged_chunk(block, col, &e))
+    }
+
+    /// A column of a block that is needed for single rows, kept for the next time that it or a value of it is asked for.
     pub fn column(&self, block: usize, col: usize) -> Result<Rc<Column>> {
         let key = Key::Column(block, col);
         if let Some(Item::Column(c)) = self.cache.borrow_mut().get(key) {
             return Ok(c);
         }
-        let column = Rc::new(self.read(block, col)?);
-        let mut cache = self.cache.borrow_mut();
-        cache.remove(Key::Chunk(block, col));
-        cache.put(key, Item::Column(Rc::clone(&column)));
-        Ok(column)
-    }
-
-    /// Reads a column of a block as codes into its distinct values; `None` if it is not stored like that.
-    pub fn read_dictionary(&self, block: usize, col: usize) -> Result<Option<Dictionary>> {
-        match self.cached_chunk(block, col) {
-            Some(chunk) => chunk.0.dictionary(),
-            None => self.load(block, col)?.dictionary(),
+        let kept = self.cached_chunk(block, col);
+        let column = match kept {
+            Some(chunk) => chunk.0.column(),
+            None => self.read_chunk(block, col)?.column(),
+        };
+        let column = Rc::new(column.map_err(|e| self.damaged_chunk(block, col, &e))?);
+        let access = self.access.get();
+        if self.keep(key, Item::Column(Rc::clone(&column)), |bytes| memory::take_for_row(bytes, access), false)
+            && access != Access::Loaded
+        {
+            let chunk = self.cache.borrow_mut().remove(Key::Chunk(block, col));
+            drop(chunk);
         }
-        .map_err(|e| self.damaged_chunk(block, col, &e))
+        Ok(column)
     }
 
     /// One value. Reads one chunk, which is kept.
@@ -242,8 +298,10 @@ impl Fragment {
         let chunk = match self.cached_chunk(block, col) {
             Some(chunk) => chunk,
             None => {
-                let chunk = Rc::new((self.load(block, col)?, Cell::new(0)));
-                self.cache.borrow_mut().put(Key::Chunk(block, col), Item::Chunk(Rc::clone(&chunk)));
+                let chunk = Rc::new((self.read_chunk(block, col)?, Cell::new(0)));
+                let access = self.access.get();
+                let item = Item::Chunk(Rc::clone(&chunk));
+                self.keep(Key::Chunk(block, col), item, |bytes| memory::take_for_row(bytes, access), false);
                 chunk
             }
         };
@@ -256,14 +314,44 @@ impl Fragment {
 
     /// The memory that the fragment takes: its footer, and what it keeps of its values.
     pub fn memory_bytes(&self) -> usize {
+        self.charge.bytes() + self.cache.borrow().bytes()
+    }
+
+    /// The memory that it takes as long as it is open.
+    pub fn footer_bytes(&self) -> usize {
         let chunks = self.footer.columns.iter().flatten();
-        let footer: usize = chunks.map(|c| size_of::<Chunk>() + c.zone.memory()).sum();
-        footer + self.cache.borrow().bytes()
+        size_of::<Self>() + chunks.map(|c| size_of::<Chunk>() + c.zone.memory()).sum::<usize>()
     }
 
     /// Forgets what was kept of values.
     pub fn clear_cache(&self) {
-        *self.cache.borrow_mut() = Cache::default();
+        let cache = std::mem::take(&mut *self.cache.borrow_mut());
+        drop(cache);
+        self.whole.set(false);
+    }
+
+    /// Keeps an item if memory can be taken for it.
+    fn keep(&self, key: Key, item: Item, take: impl FnOnce(usize) -> Option<Taken>, spare: bool) -> bool {
+        let memory = item.memory();
+        // Making room may remove entries of this cache: it is not borrowed meanwhile, nor when what was replaced is dropped.
+        let Some(taken) = take(memory) else { return false };
+        let old = self.cache.borrow_mut().put(key, item, memory, taken, spare);
+        drop(old);
+        true
+    }
+
+    /// A chunk that a scan reads, kept if the access says so and there is room.
+    fn chunk_for_scan(&self, block: usize, col: usize) -> Result<Rc<(Lazy, Cell<u32>)>> {
+        if let Some(chunk) = self.cached_chunk(block, col) {
+            return Ok(chunk);
+        }
+        let chunk = Rc::new((self.read_chunk(block, col)?, Cell::new(0)));
+        let access = self.access.get();
+        if access != Access::Direct {
+            let item = Item::Chunk(Rc::clone(&chunk));
+            self.keep(Key::Chunk(block, col), item, |bytes| memory::take(bytes, access), false);
+        }
+        Ok(chunk)
     }
 
     /// The filter of a key (by position among the filters) and block.
@@ -275,7 +363,8 @@ impl Fragment {
         let piece = self.footer.filters.get(filter).and_then(|f| f.blocks.get(block));
         let piece = piece.ok_or_else(|| FragmentError::input(format!("filter {filter} of block {block}")))?;
         let bytes = Rc::new(self.piece(piece, &format!("filter {filter} of block {block}"))?);
-        self.cache.borrow_mut().put(key, Item::Filter(Rc::clone(&bytes)));
+        let access = self.access.get();
+        self.keep(key, Item::Filter(Rc::clone(&bytes)), |n| memory::take_for_row(n, access), false);
         Ok(bytes)
     }
 
@@ -294,7 +383,7 @@ impl Fragment {
     }
 
     /// Reads a chunk and checks it.
-    pub(crate) fn load(&self, block: usize, col: usize) -> Result<Lazy> {
+    pub(crate) fn read_chunk(&self, block: usize, col: usize) -> Result<Lazy> {
         let chunk = self.chunk(block, col)?;
         let bytes = self.piece(&chunk.piece, &self.name_chunk(block, col))?;
         let ty = self.footer.schema.columns[col].ty;
@@ -310,6 +399,7 @@ impl Fragment {
         let file = self.file.open(&self.path)?;
         let len = usize::try_from(piece.len).map_err(|_| FragmentError::damaged(&self.path, what))?;
         let bytes = read_at(&file, &self.path, piece.offset, len, what)?;
+        memory::count_read(len);
         let found = crc32c::crc32c(&bytes);
         if found != piece.crc32c {
             let what = format!("{what}: checksum {found:08x} instead of {:08x}", piece.crc32c);

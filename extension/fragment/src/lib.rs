@@ -14,7 +14,7 @@
 //!
 //! ```text
 //!   rows ──► builder ──► writer ──► codec::encode ──► file ──► fragment ──► codec::decode ──► columns
-//!                          │  zone, filter, footer                │  lookup, verify, cache
+//!                          │  zone, filter, footer                │  lookup, verify; memory, cache: what is kept
 //! ```
 //!
 //! The format is described in `docs/design/fragment-format.md`. [`FORMAT_VERSION`] is part of every file.
@@ -32,6 +32,7 @@ mod filter;
 mod footer;
 mod fragment;
 mod lookup;
+pub mod memory;
 mod nulls;
 mod schema;
 mod value;

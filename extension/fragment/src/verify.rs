@@ -112,7 +112,7 @@ impl Fragment {
     }
 
     fn verify_chunk(&self, block: usize, col: usize) -> Result<Column> {
-        let column = self.load(block, col)?.column().map_err(|e| self.damaged_chunk(block, col, &e))?;
+        let column = self.read_chunk(block, col)?.column().map_err(|e| self.damaged_chunk(block, col, &e))?;
         if Zone::of(&column) != *self.zone(block, col) {
             return Err(self.damaged_chunk(block, col, "its zone map does not fit its values"));
         }

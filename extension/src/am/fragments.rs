@@ -1,13 +1,16 @@
 //! The fragments of a warm table as a backend sees them, kept between statements.
 //!
 //! The list is read from the catalog once and kept until the relation's cache entry is invalidated; a file's fragments
-//! change only with the file (see the module header of `am`). Files are opened on first use; a bounded number stays open.
+//! change only with the file (see the module header of `am`). Files are opened on first use; a bounded number stays open, and what
+//! stays in memory of their values is decided in [`crate::memory`].
 
 use super::datum::{self, Kind};
 use super::deletion;
 use super::summary::Summary;
 use crate::error::StrataError;
 use crate::guc;
+use crate::memory::access::{self, Choice, Pattern};
+use crate::memory::shared;
 use crate::pg::catalog::{self, FragmentRow};
 use crate::pg::{compat, ext, guarded, tid};
 use pgrx::pg_sys;
@@ -19,10 +22,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use strata_fragment::{Fragment, FragmentError, PhysicalType, Value, fragment_path};
 
-/// Fragments that a backend keeps open, and the memory that they may take together. A table with a few years of monthly
-/// partitions fits: when a scan or look-ups go round more fragments than are kept, each is opened again each time.
-const OPEN_FRAGMENTS: usize = 1_024;
-const OPEN_MEMORY: usize = 512 << 20;
+/// Fragments that a backend keeps open, and the memory that their footers may take together: a quarter of the budget, but at
+/// least this. When a scan or look-ups go round more fragments than are kept, each is opened again each time.
+const OPEN_FRAGMENTS: usize = 8_192;
+const OPEN_MEMORY: usize = 16 << 20;
 
 /// Where the values of an attribute come from.
 #[derive(Clone, Copy, Debug)]
@@ -85,11 +88,19 @@ impl TableFragment {
         OPEN.with_borrow(|open| open.fragments.contains_key(&self.row.hash))
     }
 
-    /// The opened fragment; raises an ERROR that names it if it is missing or damaged.
+    /// The opened fragment, begun to be read as was chosen; raises an ERROR that names it if it is missing or damaged.
+    pub fn open_for(&self, choice: &Choice) -> Rc<Fragment> {
+        let fragment = self.open();
+        fragment.begin(choice.access, choice.at_once);
+        fragment
+    }
+
+    /// The opened fragment, for what is in its footer; raises an ERROR that names it if it is missing or damaged.
     pub fn open(&self) -> Rc<Fragment> {
         if let Some(fragment) = OPEN.with_borrow_mut(|open| open.get(&self.row.hash)) {
             return fragment;
         }
+        shared::enter();
         let path = fragment_path(&store(), &self.row.hash);
         let opened = match Fragment::open(&path, Some(&self.row.hash)) {
             Err(FragmentError::Missing { .. }) => {
@@ -180,6 +191,8 @@ pub struct TableFragments {
     filenode: Oid,
     /// Its fragments.
     pub list: Vec<TableFragment>,
+    /// The bytes of all of them.
+    bytes: u64,
     /// Rows that are deleted for every snapshot and have no mark any more.
     pub folded: RoaringTreemap,
     /// By attribute number; see [`super::summary`].
@@ -195,43 +208,43 @@ thread_local! {
 #[derive(Default)]
 struct Open {
     fragments: HashMap<String, (u64, Rc<Fragment>)>,
+    /// What their footers take.
+    memory: usize,
     clock: u64,
 }
 
 impl Open {
     fn get(&mut self, hash: &str) -> Option<Rc<Fragment>> {
         self.clock += 1;
-        if self.clock.is_multiple_of(1_024) {
-            self.trim();
-        }
         let entry = self.fragments.get_mut(hash)?;
         entry.0 = self.clock;
         Some(entry.1.clone())
     }
 
     fn put(&mut self, hash: String, fragment: Rc<Fragment>) {
-        if self.fragments.len() >= OPEN_FRAGMENTS {
-            self.trim();
-        }
+        self.memory += fragment.footer_bytes();
+        self.trim();
         self.clock += 1;
-        self.fragments.insert(hash, (self.clock, fragment));
+        if let Some((_, old)) = self.fragments.insert(hash, (self.clock, fragment)) {
+            self.memory -= old.footer_bytes();
+        }
     }
 
-    /// Closes the fragments that were not asked for the longest: down to an eighth below the number, and to the memory.
+    /// Closes the fragments that were not asked for the longest if there are too many: down to an eighth below the limits.
     fn trim(&mut self) {
-        let mut memory: usize = self.fragments.values().map(|(_, f)| f.memory_bytes()).sum();
-        let most = OPEN_FRAGMENTS - OPEN_FRAGMENTS / 8;
-        if self.fragments.len() <= most && memory <= OPEN_MEMORY {
+        let limit = shared::shared().map_or(0, |s| s.limit() as usize / 4).max(OPEN_MEMORY);
+        if self.fragments.len() < OPEN_FRAGMENTS && self.memory <= limit {
             return;
         }
+        let (most, limit) = (OPEN_FRAGMENTS - OPEN_FRAGMENTS / 8, limit - limit / 8);
         let mut by_age: Vec<(u64, String)> = self.fragments.iter().map(|(hash, (at, _))| (*at, hash.clone())).collect();
         by_age.sort_unstable();
         for (_, hash) in by_age {
-            if self.fragments.len() <= most && memory <= OPEN_MEMORY {
+            if self.fragments.len() <= most && self.memory <= limit {
                 break;
             }
             if let Some((_, fragment)) = self.fragments.remove(&hash) {
-                memory = memory.saturating_sub(fragment.memory_bytes());
+                self.memory -= fragment.footer_bytes();
             }
         }
     }
@@ -283,8 +296,9 @@ pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
             .iter()
             .flat_map(|r| r.deleted.iter().flatten().map(|offset| r.first_row_id + u64::from(offset)))
             .collect();
+        let bytes = rows.iter().map(|r| r.bytes).sum();
         let list = rows.into_iter().map(|row| TableFragment { row, relid }).collect();
-        let table = Rc::new(TableFragments { filenode, list, folded, summaries: RefCell::default() });
+        let table = Rc::new(TableFragments { filenode, list, bytes, folded, summaries: RefCell::default() });
         TABLES.with_borrow_mut(|t| t.insert(relid, table.clone()));
         table
     });
@@ -312,7 +326,7 @@ impl TableFragments {
 
     /// The bytes of the fragments.
     pub fn bytes(&self) -> u64 {
-        self.list.iter().map(|f| f.row.bytes).sum()
+        self.bytes
     }
 
     /// The fragment of a row id and the row's position in it.
@@ -329,7 +343,9 @@ impl TableFragments {
     /// `rel` is this table; `slot` has its descriptor, or the one from before a change that rewrites it.
     pub unsafe fn fetch(&self, rel: pg_sys::Relation, row_id: u64, slot: *mut pg_sys::TupleTableSlot) -> bool {
         let Some((table_fragment, position)) = self.find(row_id) else { return false };
-        let fragment = table_fragment.open();
+        // SAFETY: the caller's promise.
+        let choice = access::of_table(unsafe { (*rel).rd_id }, self, Pattern::Rows);
+        let fragment = table_fragment.open_for(&choice);
         let Some((block, row)) = fragment.block_of(position) else { return false };
         // SAFETY: the caller's promise; values are palloc'd in the current context and copied into the tuple.
         unsafe {
@@ -361,8 +377,10 @@ impl TableFragments {
         let mut rows = Vec::new();
         // SAFETY: the caller's promise.
         let stretch = unsafe { self.stretch_of((*rel).rd_att, attnums, values) };
+        // SAFETY: the caller's promise.
+        let choice = access::of_table(unsafe { (*rel).rd_id }, self, Pattern::Rows);
         for f in &self.list[stretch] {
-            let fragment = f.open();
+            let fragment = f.open_for(&choice);
             let mut columns = Vec::with_capacity(attnums.len());
             let mut wanted: Vec<Value> = Vec::with_capacity(attnums.len());
             let mut possible = true;

@@ -6,6 +6,7 @@
 use super::fragments::{self, ColumnSource, TableFragment};
 use super::handler::{as_heap, heap};
 use super::{datum, deletion};
+use crate::memory::access;
 use crate::pg::diagnostics::kept;
 use crate::pg::{compat, guarded, tid};
 use core::ffi::c_void;
@@ -13,6 +14,7 @@ use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 use roaring::RoaringTreemap;
 use std::ptr::null_mut;
+use strata_fragment::memory::Charge;
 
 /// btree's support function that tells whether equal values have equal bytes.
 const BTEQUALIMAGE_PROC: i16 = 4;
@@ -178,7 +180,8 @@ pub unsafe fn for_each_row_of(
         let n = (*tupdesc).natts as usize;
         let mut values = vec![Datum::null(); n];
         let mut nulls = vec![true; n];
-        let fragment = tf.open();
+        let fragment = tf.open_for(&access::ONCE);
+        let mut charge = Charge::default();
         let sources = tf.columns(&fragment, tupdesc);
         for (b, block) in fragment.blocks().iter().enumerate() {
             pgrx::check_for_interrupts!();
@@ -189,6 +192,7 @@ pub unsafe fn for_each_row_of(
                     ColumnSource::Missing(..) => None,
                 })
                 .collect();
+            charge.set(columns.iter().flatten().map(|c| c.memory_bytes()).sum());
             let first_row_id = tf.row_id(block.first_row);
             let row_ids = tf.sparse_row_ids(block.first_row, block.rows as usize);
             for i in 0..block.rows as usize {

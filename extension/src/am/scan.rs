@@ -9,6 +9,7 @@
 use super::fragments::{self, ColumnSource, TableFragment, TableFragments};
 use super::handler::heap;
 use super::{datum, deletion, ssi};
+use crate::memory::access::{self, Choice, Pattern};
 use crate::pg::{guarded, tid};
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys::*;
@@ -17,6 +18,7 @@ use roaring::RoaringTreemap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use strata_fragment::memory::Charge;
 use strata_fragment::{Column, Fragment};
 
 /// The scan descriptor: ours first, the heap's behind `inner`.
@@ -102,6 +104,7 @@ pub struct FragmentRows {
     range: Option<Range<u64>>,
     /// ANALYZE reads about this many rows.
     sample_limit: Option<u64>,
+    choice: Option<Choice>,
     context: MemoryContext,
 }
 
@@ -125,7 +128,8 @@ struct Block {
     number: usize,
     file: Rc<Fragment>,
     sources: Vec<ColumnSource>,
-    columns: Vec<Option<Column>>,
+    columns: Vec<Option<Rc<Column>>>,
+    _charge: Charge,
 }
 
 impl FragmentRows {
@@ -137,7 +141,8 @@ impl FragmentRows {
         // SAFETY: `rel` is open, `snapshot` valid.
         unsafe {
             self.table = fragments::of(rel);
-            if self.table.is_some() {
+            if let Some(table) = &self.table {
+                self.choice = Some(access::of_table((*rel).rd_id, table, Pattern::Blocks));
                 self.deleted = deletion::deleted(rel, snapshot);
                 ssi::read_table(rel, snapshot);
             }
@@ -268,17 +273,19 @@ impl FragmentRows {
         let current = self.block.take().filter(|b| b.fragment == position.fragment && b.number == position.block);
         let block = current.unwrap_or_else(|| {
             pgrx::check_for_interrupts!();
-            let file = tf.open();
+            let choice = self.choice.filter(|_| self.sample_limit.is_none()).unwrap_or(access::ONCE);
+            let file = tf.open_for(&choice);
             // SAFETY: the descriptor is the slot's.
             let sources = unsafe { tf.columns(&file, tupdesc) };
-            let columns = sources
+            let columns: Vec<_> = sources
                 .iter()
                 .map(|s| match s {
                     ColumnSource::Column(c, _) => Some(tf.check(file.read(position.block, *c))),
                     ColumnSource::Missing(..) => None,
                 })
                 .collect();
-            Block { fragment: position.fragment, number: position.block, file, sources, columns }
+            let charge = Charge::new(columns.iter().flatten().map(|c| c.memory_bytes()).sum());
+            Block { fragment: position.fragment, number: position.block, file, sources, columns, _charge: charge }
         });
         self.block.insert(block)
     }

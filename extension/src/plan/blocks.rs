@@ -8,11 +8,13 @@ use super::clause::Leaf;
 use super::test::{Test, Verdict};
 use crate::am::datum::{self, Kind};
 use crate::am::fragments::{ColumnSource, TableFragments};
+use crate::memory::Choice;
 use pgrx::pg_sys;
 use roaring::RoaringTreemap;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use strata_fragment::memory::{self, Charge, Counters};
 use strata_fragment::{Column, ColumnData, Dictionary, Fragment, PhysicalType, Value, Zone};
 
 /// What a scan did, for EXPLAIN.
@@ -32,6 +34,12 @@ pub struct Stats {
     pub rows: u64,
     /// Rows of the delta store that were looked at.
     pub delta_rows: u64,
+    /// Pieces of fragments that were read from files, and their bytes.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Times that something kept in memory was used instead.
+    pub hits: u64,
 }
 
 impl Stats {
@@ -44,6 +52,16 @@ impl Stats {
         self.rows_filtered += other.rows_filtered;
         self.rows += other.rows;
         self.delta_rows += other.delta_rows;
+        self.reads += other.reads;
+        self.read_bytes += other.read_bytes;
+        self.hits += other.hits;
+    }
+
+    /// Adds what was read.
+    pub fn add_reads(&mut self, counted: &Counters) {
+        self.reads += counted.reads;
+        self.read_bytes += counted.read_bytes;
+        self.hits += counted.hits;
     }
 }
 
@@ -116,6 +134,8 @@ pub struct Batch {
     columns: Vec<Option<Rc<Column>>>,
     dictionaries: Vec<Option<Option<Rc<Dictionary>>>>,
     integers: Vec<Option<Option<Rc<Column>>>>,
+    /// What was decoded.
+    charge: Charge,
 }
 
 /// A scan over the fragments of one table.
@@ -129,8 +149,10 @@ pub struct BlockScan {
     current: Option<Rc<OpenFragment>>,
     /// The fragments that the tests may hold in, and the blocks before and behind them.
     stretch: Stretch,
-    /// What was done.
-    pub stats: Stats,
+    choice: Choice,
+    stats: Stats,
+    /// What was read after the block was chosen.
+    counted: Cell<Stats>,
 }
 
 /// The fragments that some tests may hold in.
@@ -160,17 +182,36 @@ impl Stretch {
 }
 
 impl BlockScan {
-    /// A scan of the rows that satisfy all `tests` and are not in `deleted`. Who shares the counter shares the work.
+    /// A scan of the rows that satisfy all `tests` and are not in `deleted`, with the access that was chosen. Who shares the
+    /// counter shares the work.
     pub fn new(
         table: Rc<TableFragments>,
         tupdesc: pg_sys::TupleDesc,
         deleted: RoaringTreemap,
         tests: Vec<(Leaf, Test)>,
         shared: Option<*const AtomicU64>,
+        choice: Choice,
     ) -> Self {
         let stretch = Stretch::of(&table, tupdesc, &tests);
-        let stats = Stats::default();
-        Self { table, tupdesc, deleted, tests, own: AtomicU64::new(0), shared, current: None, stretch, stats }
+        let (stats, counted, own) = (Stats::default(), Cell::default(), AtomicU64::new(0));
+        Self { table, tupdesc, deleted, tests, own, shared, current: None, stretch, choice, stats, counted }
+    }
+
+    /// What was done.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats;
+        stats.add(&self.counted.get());
+        stats
+    }
+
+    /// Does something that reads, and counts that.
+    fn counting<R>(&self, read: impl FnOnce() -> R) -> R {
+        let before = memory::counters();
+        let result = read();
+        let mut counted = self.counted.get();
+        counted.add_reads(&memory::counters().since(&before));
+        self.counted.set(counted);
+        result
     }
 
     /// The deletion vector, for the next scan with the same snapshot.
@@ -263,6 +304,9 @@ impl BlockScan {
                 Bound::Unknown => open.recheck = true,
             }
         }
+        if !open.pruned {
+            self.counting(|| open.file.begin(self.choice.access, self.choice.at_once));
+        }
         let open = Rc::new(open);
         self.current = Some(Rc::clone(&open));
         open
@@ -314,8 +358,10 @@ impl BlockScan {
             columns: vec![None; attributes],
             dictionaries: vec![None; attributes],
             integers: vec![None; attributes],
+            charge: Charge::default(),
         };
         let live = mask.as_ref().map_or(info.rows as usize, |m| m.iter().filter(|x| **x).count());
+        let before = memory::counters();
         for (place, test) in &open_tests {
             let mask = mask.get_or_insert_with(|| vec![true; info.rows as usize]);
             if let Some(dictionary) = batch.dictionary(&self.table, place.attribute) {
@@ -329,6 +375,7 @@ impl BlockScan {
                 break;
             }
         }
+        self.stats.add_reads(&memory::counters().since(&before));
         if let Some(mask) = mask {
             let rows: Vec<u32> = (0u32..).zip(&mask).filter(|(_, keep)| **keep).map(|(i, _)| i).collect();
             self.stats.rows_filtered += (live - rows.len()) as u64;
@@ -344,23 +391,23 @@ impl BlockScan {
 
     /// The decoded column of an attribute.
     pub fn column(&self, batch: &mut Batch, attribute: usize) -> Rc<Column> {
-        batch.column(&self.table, self.tupdesc, attribute)
+        self.counting(|| batch.column(&self.table, self.tupdesc, attribute))
     }
 
     /// A column of bytes as codes into its distinct values, if it is kept like that.
     pub fn dictionary(&self, batch: &mut Batch, attribute: usize) -> Option<Rc<Dictionary>> {
-        batch.dictionary(&self.table, attribute)
+        self.counting(|| batch.dictionary(&self.table, attribute))
     }
 
     /// The decoded column of whole numbers or decimals as 64-bit integers, if they fit.
     pub fn integers(&self, batch: &mut Batch, attribute: usize) -> Option<Rc<Column>> {
-        batch.integers(&self.table, attribute)
+        self.counting(|| batch.integers(&self.table, attribute))
     }
 
     /// One value.
     pub fn value(&self, batch: &Batch, column: usize, row: usize) -> Value {
         let tf = &self.table.list[batch.fragment.number];
-        tf.check(batch.fragment.file.value(batch.block, column, row as u32))
+        self.counting(|| tf.check(batch.fragment.file.value(batch.block, column, row as u32)))
     }
 
     /// Whether the column of an attribute is decoded already.
@@ -390,7 +437,9 @@ impl Batch {
         }
         let tf = &table.list[self.fragment.number];
         let found = tf.check(self.fragment.file.read_dictionary(self.block, column)).map(Rc::new);
-        if found.is_none() {
+        if let Some(dictionary) = &found {
+            self.charge.add(dictionary.memory_bytes());
+        } else {
             self.fragment.plain.borrow_mut()[attribute] = true;
         }
         self.dictionaries[attribute] = Some(found.clone());
@@ -415,6 +464,7 @@ impl Batch {
             }
             _ => None,
         };
+        self.charge.add(found.as_ref().map_or(0, |c| c.memory_bytes()));
         self.integers[attribute] = Some(found.clone());
         found
     }
@@ -423,12 +473,18 @@ impl Batch {
         if let Some(column) = &self.columns[attribute] {
             return Rc::clone(column);
         }
-        let column = Rc::new(match self.fragment.sources[attribute] {
+        let column = match self.fragment.sources[attribute] {
             ColumnSource::Column(c, _) => {
                 table.list[self.fragment.number].check(self.fragment.file.read(self.block, c))
             }
-            ColumnSource::Missing(datum, is_null) => missing(tupdesc, attribute, datum, is_null, self.rows as usize),
-        });
+            ColumnSource::Missing(datum, is_null) => {
+                Rc::new(missing(tupdesc, attribute, datum, is_null, self.rows as usize))
+            }
+        };
+        // What is kept is counted already.
+        if Rc::strong_count(&column) == 1 {
+            self.charge.add(column.memory_bytes());
+        }
         self.columns[attribute] = Some(Rc::clone(&column));
         column
     }

@@ -22,6 +22,7 @@ use super::rows::Rows;
 use super::test::Test;
 use crate::am::handler::heap;
 use crate::am::{deletion, fragments, promote, scan as am_scan, ssi};
+use crate::memory::access::{self, Pattern};
 use crate::pg::guarded;
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys;
@@ -29,6 +30,7 @@ use pgrx::pg_sys::{Datum, Oid};
 use pgrx::prelude::*;
 use roaring::RoaringTreemap;
 use std::ptr::null_mut;
+use strata_fragment::memory;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -212,6 +214,7 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
                 index = Some(DeltaIndex::open(rel, oid, (*estate).es_snapshot, &leaves, &matched, context));
             }
         }
+        let private_part = private.part;
         let lookup_context =
             pg_sys::AllocSetContextCreateInternal(context, c"strata lookup row".as_ptr(), 0, 1024, 8 * 1024 * 1024);
         let scan = Scan {
@@ -231,6 +234,11 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
             stats: Stats::default(),
             context: lookup_context,
         };
+        if private_part != Part::Delta
+            && let Some(table) = fragments::of(rel)
+        {
+            access::register(estate, (*rel).rd_id, &table);
+        }
         (*state).scan = PgMemoryContexts::For(context).leak_and_drop_on_delete(scan);
     }
 }
@@ -286,7 +294,10 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
         let table = if scan.private.part == Part::Delta || scan.never { None } else { fragments::of(rel) };
         if let (Some(table), true) = (&table, lookup) {
             let wanted: Vec<_> = scan.matched.iter().map(|i| tests[*i].clone()).collect();
-            scan.keys = Some(FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context));
+            let choice = access::of_statement(estate, Pattern::Rows);
+            let before = memory::counters();
+            scan.keys = Some(FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context, choice));
+            scan.stats.add_reads(&memory::counters().since(&before));
         } else if let Some(table) = table {
             let kept = scan.deleted.take().filter(|_| scan.deleted_at == promote::revelations());
             let deleted = kept.unwrap_or_else(|| {
@@ -297,7 +308,10 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
             let shared = (*state).shared.as_ref();
             shared.inspect(|s| s.agree(&table));
             let counter = shared.map(|s| &raw const s.counter);
-            scan.blocks = Some(BlockScan::new(table, (*rel).rd_att, deleted, tests, counter));
+            // A worker ends with the query: what it would keep nobody would find.
+            let worker = shared.is_some() && pg_sys::ParallelWorkerNumber >= 0;
+            let choice = if worker { access::ONCE } else { access::of_statement(estate, Pattern::Blocks) };
+            scan.blocks = Some(BlockScan::new(table, (*rel).rd_att, deleted, tests, counter, choice));
         }
         let delta = scan.private.part != Part::Fragments && !scan.never;
         (*state).phase = if delta { Phase::Delta } else { Phase::Fragments };
@@ -340,7 +354,9 @@ unsafe extern "C-unwind" fn next_fragment_row(state: *mut WarmScanState) -> i32 
         if let Some(keys) = &mut scan.keys {
             let rel = (*state).css.ss.ss_currentRelation;
             let snapshot = (*(*state).css.ss.ps.state).es_snapshot;
+            let before = memory::counters();
             let found = keys.next(rel, snapshot, &scan.attributes, slot);
+            scan.stats.add_reads(&memory::counters().since(&before));
             scan.stats.rows += u64::from(found);
             return if found { 2 } else { 0 };
         }
@@ -466,7 +482,7 @@ unsafe fn finish(state: *mut WarmScanState) {
     unsafe {
         let scan = &mut *(*state).scan;
         if let Some(blocks) = scan.blocks.take() {
-            scan.stats.add(&blocks.stats);
+            scan.stats.add(&blocks.stats());
             scan.deleted = Some(blocks.into_deleted());
         }
         scan.stats.delta_rows += std::mem::take(&mut (*state).delta_rows);
@@ -499,7 +515,7 @@ pub unsafe fn stats(state: *mut WarmScanState) -> Stats {
         let scan = &*(*state).scan;
         let mut stats = scan.stats;
         if let Some(blocks) = &scan.blocks {
-            stats.add(&blocks.stats);
+            stats.add(&blocks.stats());
         }
         stats.delta_rows += (*state).delta_rows;
         stats

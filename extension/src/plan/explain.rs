@@ -1,9 +1,11 @@
 //! What EXPLAIN says of WarmScan.
 
+use super::blocks::Stats;
 use super::exec::{self, WarmScanState};
 use super::list::items;
 use super::private::Part;
 use crate::am::fragments;
+use crate::memory::access::{self, Pattern};
 use crate::pg::compat;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -41,6 +43,21 @@ unsafe fn pruned(what: &CStr, pruned_name: &CStr, total: u64, gone: Option<u64>,
                 number(pruned_name, gone, es);
             }
             None => number(what, total, es),
+        }
+    }
+}
+
+/// What was read from files, and what was in memory.
+unsafe fn read(stats: &Stats, es: *mut pg_sys::ExplainState) {
+    // SAFETY: as in `text`.
+    unsafe {
+        if (*es).format == pg_sys::ExplainFormat::EXPLAIN_FORMAT_TEXT {
+            let Stats { reads, read_bytes, hits, .. } = stats;
+            text(c"Fragment Reads", &format!("{reads} ({} kB)  from memory: {hits}", read_bytes.div_ceil(1024)), es);
+        } else {
+            number(c"Fragment Reads", stats.reads, es);
+            number(c"Fragment Read Bytes", stats.read_bytes, es);
+            number(c"Fragment Reads From Memory", stats.hits, es);
         }
     }
 }
@@ -106,6 +123,15 @@ pub unsafe extern "C-unwind" fn explain(
                 if s.rows_filtered > 0 {
                     number(c"Rows Removed by Pushed Filter", s.rows_filtered, es);
                 }
+            }
+        }
+        if (*es).verbose && scan.private.part != Part::Delta && fragments::of(rel).is_some() {
+            let pattern = if scan.private.lookup.is_some() { Pattern::Rows } else { Pattern::Blocks };
+            let choice = access::of_statement((*node).ss.ps.state, pattern);
+            text(c"Access", access::name(choice.access as u32), es);
+            text(c"Access Reason", &choice.reason(), es);
+            if let Some(s) = stats {
+                read(&s, es);
             }
         }
         if let Some(s) = stats

@@ -9,6 +9,7 @@ use super::clause::{Ask, Leaf, Op};
 use super::test::Test;
 use crate::am::fragments::{ColumnSource, TableFragments};
 use crate::am::{datum, deletion, ssi};
+use crate::memory::Choice;
 use crate::pg::{compat, ext, guarded, tid};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
@@ -133,13 +134,14 @@ pub struct FragmentKeys {
     deleted: Option<roaring::RoaringTreemap>,
     sources: Option<(usize, Vec<ColumnSource>)>,
     context: pg_sys::MemoryContext,
+    choice: Choice,
 }
 
 /// From so many rows on the deletion vector is read at once.
 const MANY_ROWS: usize = 256;
 
 impl FragmentKeys {
-    /// Looks up the rows for which all `tests` (equalities) hold. `context` is reset for each row.
+    /// Looks up the rows for which all `tests` (equalities) hold, with the access that was chosen. `context` is reset for each row.
     ///
     /// # Safety
     /// `rel` is the table, `snapshot` valid.
@@ -149,12 +151,13 @@ impl FragmentKeys {
         snapshot: pg_sys::Snapshot,
         tests: &[(Leaf, Test)],
         context: pg_sys::MemoryContext,
+        choice: Choice,
     ) -> Self {
         let mut found = Vec::new();
         // SAFETY: the caller's promise.
         let stretch = Stretch::of(&table, unsafe { (*rel).rd_att }, tests);
         for tf in &table.list[stretch.fragments] {
-            let fragment = tf.open();
+            let fragment = tf.open_for(&choice);
             let (mut columns, mut values, mut possible) = (Vec::new(), Vec::new(), true);
             for (leaf, test) in tests {
                 // SAFETY: the attribute is the table's.
@@ -192,7 +195,7 @@ impl FragmentKeys {
         }
         // SAFETY: the caller's promise.
         let deleted = (found.len() >= MANY_ROWS).then(|| unsafe { deletion::deleted(rel, snapshot) });
-        Self { table, found: found.into_iter(), deleted, sources: None, context }
+        Self { table, found: found.into_iter(), deleted, sources: None, context, choice }
     }
 
     /// The next row, stored in `slot` with the attributes that are needed.
@@ -218,7 +221,7 @@ impl FragmentKeys {
                 }
                 let i = self.table.list.partition_point(|f| f.row.first_row_id <= row_id).saturating_sub(1);
                 let tf = &self.table.list[i];
-                let fragment = tf.open();
+                let fragment = tf.open_for(&self.choice);
                 let Some((block, row)) = tf.position(row_id).and_then(|p| fragment.block_of(p)) else { continue };
                 ssi::read_row(rel, row_id, snapshot);
                 if self.sources.as_ref().is_none_or(|(f, _)| *f != i) {

@@ -26,7 +26,7 @@ pub struct Shared {
     pub counter: AtomicU64,
     /// A fingerprint of the list of fragments, 0 until somebody has begun.
     list: AtomicU64,
-    numbers: [AtomicU64; 7],
+    numbers: [AtomicU64; 10],
 }
 
 impl Shared {
@@ -74,12 +74,26 @@ impl Shared {
             rows_filtered: n(4),
             rows: n(5),
             delta_rows: n(6),
+            reads: n(7),
+            read_bytes: n(8),
+            hits: n(9),
         }
     }
 }
 
-fn to_array(s: &Stats) -> [u64; 7] {
-    [s.fragments_pruned, s.fragments_read, s.blocks_pruned, s.blocks_read, s.rows_filtered, s.rows, s.delta_rows]
+fn to_array(s: &Stats) -> [u64; 10] {
+    [
+        s.fragments_pruned,
+        s.fragments_read,
+        s.blocks_pruned,
+        s.blocks_read,
+        s.rows_filtered,
+        s.rows,
+        s.delta_rows,
+        s.reads,
+        s.read_bytes,
+        s.hits,
+    ]
 }
 
 /// The bytes that the scan needs.
@@ -108,7 +122,7 @@ pub unsafe extern "C-unwind" fn initialize(
         shared.write(Shared {
             counter: AtomicU64::new(0),
             list: AtomicU64::new(0),
-            numbers: [const { AtomicU64::new(0) }; 7],
+            numbers: [const { AtomicU64::new(0) }; 10],
         });
         let snapshot = (*(*node).ss.ps.state).es_snapshot;
         pg_sys::table_parallelscan_initialize((*node).ss.ss_currentRelation, (*shared).heap(), snapshot);
