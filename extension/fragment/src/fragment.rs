@@ -276,8 +276,10 @@ impl Fragment {
         };
         let column = Rc::new(column.map_err(|e| self.damaged_chunk(block, col, &e))?);
         let access = self.access.get();
-        if self.keep(key, Item::Column(Rc::clone(&column)), |bytes| memory::take_for_row(bytes, access), false)
-            && access != Access::Loaded
+        let loaded = access == Access::Loaded;
+        // In a loaded fragment the chunks come first, decoded columns go before them.
+        if self.keep(key, Item::Column(Rc::clone(&column)), |bytes| memory::take_for_row(bytes, access), loaded)
+            && !loaded
         {
             let chunk = self.cache.borrow_mut().remove(Key::Chunk(block, col));
             drop(chunk);

@@ -133,6 +133,15 @@ pub unsafe fn register(estate: *mut pg_sys::EState, relid: Oid, table: &TableFra
     }
 }
 
+/// What would be chosen for a scan in a statement whose scans are registered, or was.
+pub fn known(estate: *mut pg_sys::EState, pattern: Pattern) -> Choice {
+    let (known, data) = STATEMENTS.with_borrow(|s| {
+        let statement = s.get(&(estate as usize));
+        statement.map_or((None, DataSet::default()), |s| (s.chosen[pattern as usize], s.data))
+    });
+    known.unwrap_or_else(|| choose(data, pattern))
+}
+
 /// The access of a scan in a statement whose scans are registered.
 pub fn of_statement(estate: *mut pg_sys::EState, pattern: Pattern) -> Choice {
     let at = pattern as usize;

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use strata_fragment::memory::machine::Machine;
-use strata_fragment::memory::{self, Budget};
+use strata_fragment::memory::{self, Budget, Charge};
 
 /// The limit is looked at again after so many microseconds.
 const REFRESH: i64 = 1_000_000;
@@ -368,6 +368,35 @@ impl Shared {
                 format!("{} of {} are used; {} are set.", text(most), text(machine.total), text(setting))
             );
         }
+    }
+}
+
+/// Rows that are being made a fragment take at least this much, and at most so much.
+const LEAST_ROWS: usize = 32 << 20;
+const MOST_ROWS: usize = 384 << 20;
+/// What sorting takes for each row.
+const SORTED_ROW: usize = 32;
+
+/// The memory of the rows of a fragment that is being made. How many rows a fragment gets is for good, so what happens to be kept at the moment
+/// must not decide it: the rows are forced, and may take half of the limit, less what all processes need for other things.
+#[derive(Default)]
+pub struct Building {
+    charge: Charge,
+    most: usize,
+}
+
+impl Building {
+    /// The rows take so much memory now. True: no more of them fit.
+    pub fn is_full(&mut self, bytes: usize, rows: usize) -> bool {
+        let bytes = bytes + rows * SORTED_ROW;
+        if bytes >= self.charge.bytes() + (1 << 20) {
+            enter();
+            let others = shared().map_or(0, |s| s.forced.load(Relaxed).max(0) as usize).saturating_sub(self.charge.bytes());
+            let limit = shared().map_or(guc::memory_budget(), Shared::limit) as usize;
+            self.most = (limit / 2).min(limit.saturating_sub(others)).clamp(LEAST_ROWS, MOST_ROWS);
+            self.charge.set(bytes);
+        }
+        bytes >= self.most.max(LEAST_ROWS)
     }
 }
 

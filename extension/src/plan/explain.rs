@@ -127,7 +127,7 @@ pub unsafe extern "C-unwind" fn explain(
         }
         if (*es).verbose && scan.private.part != Part::Delta && fragments::of(rel).is_some() {
             let pattern = if scan.private.lookup.is_some() { Pattern::Rows } else { Pattern::Blocks };
-            let choice = access::of_statement((*node).ss.ps.state, pattern);
+            let choice = access::known((*node).ss.ps.state, pattern);
             text(c"Access", access::name(choice.access as u32), es);
             text(c"Access Reason", &choice.reason(), es);
             if let Some(s) = stats {

@@ -10,6 +10,7 @@ use crate::am::fragments::TableFragment;
 use crate::am::{fragments, handler, index};
 use crate::error::StrataError;
 use crate::guc;
+use crate::memory::shared::Building;
 use crate::pg::catalog::{self, FragmentRow};
 use crate::pg::standby::Traces;
 use crate::pg::{compat, failpoint, guarded};
@@ -18,9 +19,6 @@ use roaring::{RoaringBitmap, RoaringTreemap};
 use std::result::Result;
 use std::string::String;
 use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, PhysicalType, Schema};
-
-/// A fragment is closed when its rows take this much memory.
-const FRAGMENT_MEMORY: usize = 384 << 20;
 
 /// The rows of one fragment that was written, by position: what the caller gave for each row.
 pub struct Finished {
@@ -41,6 +39,7 @@ pub struct FragmentWriter {
     sort_key: Vec<i16>,
     keys: Vec<(String, Vec<i16>)>,
     builder: Option<Builder>,
+    memory: Building,
     tags: Vec<u64>,
     finished: Vec<Finished>,
 }
@@ -78,6 +77,7 @@ impl FragmentWriter {
                 sort_key,
                 keys,
                 builder: None,
+                memory: Building::default(),
                 tags: Vec::new(),
                 finished: Vec::new(),
             }
@@ -154,7 +154,9 @@ impl FragmentWriter {
         let ended = builder.end_row();
         self.take(ended);
         self.tags.push(tag);
-        if builder.rows() >= guc::FRAGMENT_ROWS.get() as usize || builder.memory_bytes() >= FRAGMENT_MEMORY {
+        if builder.rows() >= guc::FRAGMENT_ROWS.get() as usize
+            || self.memory.is_full(builder.memory_bytes(), builder.rows())
+        {
             self.close(builder);
         } else {
             self.builder = Some(builder);
@@ -178,6 +180,7 @@ impl FragmentWriter {
         let finished = builder.finish(&directory);
         let written = self.take(finished);
         let tags = std::mem::take(&mut self.tags);
+        self.memory = Building::default();
         self.finished.push(Finished {
             row: FragmentRow {
                 hash: written.hash,
