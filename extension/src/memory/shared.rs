@@ -391,7 +391,8 @@ impl Building {
         let bytes = bytes + rows * SORTED_ROW;
         if bytes >= self.charge.bytes() + (1 << 20) {
             enter();
-            let others = shared().map_or(0, |s| s.forced.load(Relaxed).max(0) as usize).saturating_sub(self.charge.bytes());
+            let others =
+                shared().map_or(0, |s| s.forced.load(Relaxed).max(0) as usize).saturating_sub(self.charge.bytes());
             let limit = shared().map_or(guc::memory_budget(), Shared::limit) as usize;
             self.most = (limit / 2).min(limit.saturating_sub(others)).clamp(LEAST_ROWS, MOST_ROWS);
             self.charge.set(bytes);
