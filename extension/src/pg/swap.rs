@@ -52,7 +52,7 @@ pub unsafe fn build_indexes(rel: Relation, transient: Relation, wanted: impl Fn(
             let old = index_open(index, AccessShareLock as i32);
             let form = &*(*old).rd_index;
             let usable = form.indisvalid && form.indisready && form.indislive && !form.indisexclusion && wanted(old);
-            let tablespace = (*(*old).rd_rel).reltablespace;
+            let (tablespace, immediate) = ((*(*old).rd_rel).reltablespace, form.indimmediate);
             index_close(old, NoLock as i32);
             if !usable {
                 continue;
@@ -60,6 +60,11 @@ pub unsafe fn build_indexes(rel: Relation, transient: Relation, wanted: impl Fn(
             let name = CString::new(format!("pg_temp_{}", index.to_u32())).unwrap_or_default();
             let copy = index_concurrently_create_copy(transient, index, tablespace, name.as_ptr());
             CommandCounterIncrement();
+            if !immediate {
+                // A copy is not that of a constraint, so it does not know that it is deferrable: then a warm table's would get no
+                // entries for fragment rows.
+                set_deferrable(copy);
+            }
             let new = index_open(copy, AccessExclusiveLock as i32);
             index_build(transient, new, BuildIndexInfo(new), false, true);
             index_close(new, NoLock as i32);
@@ -190,6 +195,21 @@ pub unsafe fn exchange(relid: Oid, transient: Oid, copies: &[IndexCopy], rows: f
             );
         });
         set_live(relid, copies, true);
+    }
+}
+
+/// Marks a copy as the index of a deferrable constraint.
+unsafe fn set_deferrable(copy: Oid) {
+    // SAFETY: a catalog row that this transaction has made is changed as a copy.
+    unsafe {
+        let catalog = table_open(IndexRelationId, RowExclusiveLock as i32);
+        let tuple = copy_of_row(SysCacheIdentifier::INDEXRELID as i32, copy);
+        (*compat::struct_of::<FormData_pg_index>(tuple)).indimmediate = false;
+        CatalogTupleUpdate(catalog, &mut (*tuple).t_self, tuple);
+        heap_freetuple(tuple);
+        table_close(catalog, RowExclusiveLock as i32);
+        CacheInvalidateRelcacheByRelid(copy);
+        CommandCounterIncrement();
     }
 }
 
