@@ -101,6 +101,8 @@ thread_local! {
     static STATEMENTS: RefCell<HashMap<usize, Statement>> = RefCell::default();
     /// When the client's statement began in which a table was last scanned outside of a plan of ours.
     static CLIENT_STATEMENT: Cell<i64> = const { Cell::new(0) };
+    /// What was chosen last for rows of a table: for which statement, table and size.
+    static LAST_ROWS: Cell<Option<((i64, Oid, u64), Choice)>> = const { Cell::new(None) };
 }
 
 /// Forgets a statement when its memory goes.
@@ -166,10 +168,20 @@ pub fn of_statement(estate: *mut pg_sys::EState, pattern: Pattern) -> Choice {
 
 /// The access of a scan of one table outside of a plan of ours.
 pub fn of_table(relid: Oid, table: &TableFragments, pattern: Pattern) -> Choice {
-    let choice = choose(DataSet { relid, bytes: table.bytes(), fragments: table.list.len() as u64 }, pattern);
     // SAFETY: reads a variable.
     let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
-    if pattern == Pattern::Blocks && CLIENT_STATEMENT.replace(statement) != statement {
+    if pattern == Pattern::Rows {
+        // Asked for each row: once a statement and table will do.
+        let key = (statement, relid, table.bytes());
+        let known = LAST_ROWS.get().filter(|(of, _)| *of == key).map(|(_, choice)| choice);
+        return known.unwrap_or_else(|| {
+            let choice = choose(DataSet { relid, bytes: key.2, fragments: table.list.len() as u64 }, pattern);
+            LAST_ROWS.set(Some((key, choice)));
+            choice
+        });
+    }
+    let choice = choose(DataSet { relid, bytes: table.bytes(), fragments: table.list.len() as u64 }, pattern);
+    if CLIENT_STATEMENT.replace(statement) != statement {
         memory::begin_statement(choice.access == Access::Paged);
         choice.note();
     }

@@ -304,13 +304,13 @@ impl Shared {
         (self.limit() as i64 - self.used() + mine).max(0) as u64
     }
 
-    /// What each process that wants something may keep.
+    /// What each process that wants something may keep: an equal part of what is not needed for other things.
     pub fn share(&self, now: i64) -> usize {
         let wants = |s: &&Slot| {
             s.pid.load(Relaxed) != 0 && (s.kept.load(Relaxed) > 0 || now - s.refused.load(Relaxed) < WANTED)
         };
         let n = self.slots().iter().filter(wants).count().max(1);
-        self.limit() as usize / n
+        (self.limit() as i64 - self.forced.load(Relaxed)).max(0) as usize / n
     }
 
     /// Somebody was refused: who keeps more than his share is asked to give back.
