@@ -86,11 +86,11 @@ fn property(plan: &str, name: &str) -> Vec<String> {
 const QUERIES: [&str; 16] = [
     "SELECT count(*), sum(a), sum(n), min(id), max(t) FROM {w}",
     "SELECT g, count(*), sum(n), avg(n), max(a) FROM {w} GROUP BY g ORDER BY g",
-    "SELECT * FROM {w} WHERE id BETWEEN 11800 AND 12500 ORDER BY id",
+    "SELECT * FROM {w} WHERE id BETWEEN 7800 AND 8300 ORDER BY id",
     "SELECT id, t FROM {w} WHERE n < -9900 ORDER BY id",
     "SELECT t FROM {w} WHERE t < '01' COLLATE \"C\" ORDER BY t COLLATE \"C\"",
-    "SELECT * FROM {w} WHERE id = 12345",
-    "SELECT * FROM {w} WHERE id IN (3, 30003, 50003, 999999) ORDER BY id",
+    "SELECT * FROM {w} WHERE id = 12346",
+    "SELECT * FROM {w} WHERE id IN (3, 10003, 20003, 999999) ORDER BY id",
     "SELECT count(*), sum(a) FROM {w} WHERE a % 1000 = 7",
     "SELECT k.x, count(*), sum(w.n) FROM k JOIN {w} w USING (id) GROUP BY 1 ORDER BY 1",
     "SELECT v.x, count(*), sum(w.n) FROM {v} v JOIN {w} w USING (id) GROUP BY 1 ORDER BY 1",
@@ -98,13 +98,13 @@ const QUERIES: [&str; 16] = [
     "SELECT md5(string_agg(t, '' ORDER BY id)) FROM {w}",
     "SELECT count(*) FROM {w} a JOIN {w} b ON a.id = b.id + 1 WHERE a.g <> b.g",
     "SELECT x.id, w.t FROM (SELECT id FROM k ORDER BY id LIMIT 40) x, LATERAL (SELECT t FROM {w} w WHERE w.id = x.id) w ORDER BY 1",
-    "SELECT sum(length(w::text)) FROM {w} w WHERE id < 20000",
+    "SELECT sum(length(w::text)) FROM {w} w WHERE id < 10000",
     "SELECT id FROM {w} WHERE g = 'new' ORDER BY id",
 ];
 
 #[test]
 fn the_same_rows_in_every_mode() {
-    let cluster = server(Options::new(), 36_000);
+    let cluster = server(Options::new(), 24_000);
     let mut admin = cluster.connect().unwrap();
     let run = |c: &mut Client, sql: &str, names: [&str; 2]| {
         script::outcome(c, &sql.replace("{w}", names[0]).replace("{v}", names[1])).unwrap()
@@ -280,7 +280,7 @@ const BESIDE: i64 = 40 * MB;
 fn one_backend_keeps_within_the_budget_whatever_it_reads() {
     let options =
         Options::new().set("shared_buffers", "16MB").set("work_mem", "2MB").set("maintenance_work_mem", "4MB");
-    let cluster = server(options, 480_000);
+    let cluster = server(options, 300_000);
     let mut c = cluster.connect().unwrap();
     let bytes = data_set(&mut c);
     let small = bytes / 5;
@@ -312,7 +312,7 @@ fn one_backend_keeps_within_the_budget_whatever_it_reads() {
         let pid = pid(&mut c);
         let limit = status(pid, "VmData") + small + BESIDE;
         limit_data(pid, limit);
-        for _ in 0..2 {
+        for _ in 0..if settings == "SELECT 1" { 2 } else { 1 } {
             for (query, wanted) in queries.iter().zip(&expected) {
                 let got = script::outcome(&mut c, &query.replace("{w}", "w")).unwrap();
                 assert!(got == *wanted, "{settings}: {query}: {got:?} {wanted:?}");
