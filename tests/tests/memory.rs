@@ -44,6 +44,13 @@ fn server(options: Options, rows: u32) -> Cluster {
             .unwrap();
     }
     c.batch_execute("ANALYZE").unwrap();
+    drop(c);
+    // The worker that has promoted rows ends soon.
+    let mut c = cluster.connect().unwrap();
+    wait_for("others to end", Duration::from_secs(20), || {
+        number(&mut c, "SELECT count(*) FROM strata.stat_access") == 0
+    })
+    .unwrap();
     cluster
 }
 
@@ -184,7 +191,8 @@ fn explain_and_views_say_what_was_chosen_and_why() {
     assert!(property(&nested, "Access").iter().all(|a| a == "direct"), "{nested}");
     c.batch_execute("RESET ALL").unwrap();
 
-    // Two tables that fit by themselves, but not together.
+    // Two tables that fit by themselves, but not together. In a new session, which has nothing at hand.
+    let mut c = cluster.connect().unwrap();
     c.batch_execute("CREATE TABLE u AS TABLE w0").unwrap();
     checks::rewarm(&mut c, "u").unwrap();
     let each = number(&mut c, "SELECT sum(bytes) FROM strata.fragments WHERE \"table\"::text = 'u'");

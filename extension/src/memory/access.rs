@@ -12,7 +12,8 @@
 //!
 //! What a process may keep is what others leave of the limit, itself included, or its fair share if that is more: then others
 //! are asked to give back. `strata.access_mode` overrides the choice, never the budget. Reads that will not be repeated keep
-//! nothing: index builds, ANALYZE, moves and consolidation, and the blocks that a parallel worker takes, whose memory ends with it.
+//! nothing: index builds, ANALYZE, moves and consolidation, all that background workers do, and the blocks that a parallel worker takes,
+//! whose memory ends with it.
 
 use super::shared::{self, text};
 use crate::am::fragments::TableFragments;
@@ -102,8 +103,11 @@ thread_local! {
     /// When the client's statement began in which a table was last scanned outside of a plan of ours.
     static CLIENT_STATEMENT: Cell<i64> = const { Cell::new(0) };
     /// What was chosen last for rows of a table: for which statement, table and size.
-    static LAST_ROWS: Cell<Option<((i64, Oid, u64), Choice)>> = const { Cell::new(None) };
+    static LAST_ROWS: Cell<Option<(Asked, Choice)>> = const { Cell::new(None) };
 }
+
+/// When the client's statement began, a table, its size.
+type Asked = (i64, Oid, u64);
 
 /// Forgets a statement when its memory goes.
 struct Forget(usize);
@@ -191,6 +195,10 @@ pub fn of_table(relid: Oid, table: &TableFragments, pattern: Pattern) -> Choice 
 fn choose(data: DataSet, pattern: Pattern) -> Choice {
     shared::enter();
     shared::give_back_if_asked();
+    // SAFETY: plain variables of the process. Parallel workers choose as their leader does.
+    if unsafe { !pg_sys::MyBgworkerEntry.is_null() && pg_sys::ParallelWorkerNumber < 0 } {
+        return ONCE;
+    }
     let large = if pattern == Pattern::Rows { Access::Direct } else { Access::Paged };
     let (limit, room, share, short) = match shared::shared() {
         Some(s) => {
