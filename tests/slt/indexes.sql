@@ -128,3 +128,16 @@ CREATE UNIQUE INDEX CONCURRENTLY x_invalid ON x (a);
 VACUUM FULL x;
 SELECT indisvalid FROM pg_index WHERE indexrelid = 'x_invalid'::regclass;
 REINDEX INDEX x_invalid;
+CREATE TABLE late (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, a int UNIQUE DEFERRABLE, v text);
+INSERT INTO late SELECT i, i, 'v' || i FROM generate_series(1, 200) i;
+\warm late
+SET enable_seqscan = off;
+SELECT count(*) FROM late WHERE id = 50;
+SELECT count(*) FROM late WHERE a = 50;
+INSERT INTO late VALUES (50, 1000, 'twice');
+INSERT INTO late VALUES (1000, 50, 'twice');
+UPDATE late SET id = id + 1, a = a - 1;
+\warm late
+SELECT id, a FROM late WHERE id IN (2, 51, 201) OR a IN (0, 7) ORDER BY id;
+INSERT INTO late VALUES (51, 1000, 'twice');
+RESET enable_seqscan;

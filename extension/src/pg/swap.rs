@@ -66,7 +66,11 @@ pub unsafe fn build_indexes(rel: Relation, transient: Relation, wanted: impl Fn(
                 set_deferrable(copy);
             }
             let new = index_open(copy, AccessExclusiveLock as i32);
-            index_build(transient, new, BuildIndexInfo(new), false, true);
+            let info = BuildIndexInfo(new);
+            // The rows are unique where they come from. Here they need not be: a row whose deletion some snapshot does not see yet is
+            // there beside the one that took its key, and its mark is recorded for the table, not for its stand-in.
+            (*info).ii_Unique = false;
+            index_build(transient, new, info, false, true);
             index_close(new, NoLock as i32);
             CommandCounterIncrement();
             copies.push(IndexCopy { index, copy });
