@@ -1,7 +1,7 @@
 //! Fetching one row by its TID: from an index, by ctid, for triggers and EvalPlanQual.
 
 use super::handler::heap;
-use super::{deletion, fragments, speculative};
+use super::{deletion, fragments, handed, speculative};
 use crate::pg::{catalog, compat, guarded, tid};
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -51,8 +51,26 @@ pub unsafe extern "C-unwind" fn tuple_fetch_row_version(
     unsafe {
         match tid::row_id_at(at) {
             None => heap().tuple_fetch_row_version.unwrap_unchecked()(rel, at, snapshot, slot),
-            Some(row_id) => fetch(rel, row_id, snapshot, slot),
+            Some(row_id) => fetch_version(rel, row_id, snapshot, slot),
         }
+    }
+}
+
+/// What is fetched by its TID is about to be changed, as a rule.
+#[pg_guard]
+unsafe extern "C-unwind" fn fetch_version(
+    rel: Relation,
+    row_id: u64,
+    snapshot: Snapshot,
+    slot: *mut TupleTableSlot,
+) -> bool {
+    // SAFETY: the arguments are the executor's; a slot of a warm table holds a heap tuple after the fetch.
+    unsafe {
+        let found = fragments::fetch_visible(rel, row_id, snapshot, slot);
+        if found {
+            handed::keep(rel, row_id, slot);
+        }
+        found
     }
 }
 

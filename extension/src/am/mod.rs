@@ -31,6 +31,7 @@ pub mod datum;
 pub mod deletion;
 pub mod fetch;
 pub mod fragments;
+pub mod handed;
 pub mod handler;
 pub mod index;
 pub mod modify;

@@ -33,7 +33,7 @@
 //! **Crash.** Mark, D and index entries are WAL-logged under one transaction id: all or nothing.
 
 use super::deletion::{self, RowState};
-use super::{fragments, index, promoter};
+use super::{fragments, handed, index, promoter};
 use crate::error::StrataError;
 use crate::pg::catalog;
 use crate::pg::{compat, ext, failpoint, tid};
@@ -41,7 +41,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::LockWaitPolicy;
 use std::cell::Cell;
 
-/// From so many rows on a statement promotes by itself.
+/// Behind so many rows a statement promotes by itself.
 const BULK_ROWS: u32 = 64;
 
 /// Where the heap operation that was meant for a fragment row has to happen.
@@ -152,8 +152,9 @@ pub unsafe fn target(
                 RowState::Live => {
                     // Promoting inserts a row, whatever the statement does; see `am::promoter` for who relies on the lock.
                     pg_sys::LockRelationOid(relid, pg_sys::RowExclusiveLock as i32);
-                    if (purpose == Purpose::Lock || !bulk(relid, cid)) && by_promoter(rel, row_id) {
-                        match promoter::request(relid, row_id) {
+                    let rows = rows_of_statement(relid, cid);
+                    if (purpose == Purpose::Lock || rows <= BULK_ROWS) && by_promoter(rel, row_id) {
+                        match promoter::request(relid, row_id, handed::take(rel, row_id), rows > 1) {
                             promoter::Reply::Done => continue,
                             promoter::Reply::Wait(xid) => {
                                 if !wait(rel, row_id, xid, policy) {
@@ -168,7 +169,7 @@ pub unsafe fn target(
                     pg_sys::LockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
                     if matches!(deletion::latest(rel, row_id), RowState::Live) {
                         let now = pg_sys::GetCurrentCommandId(true);
-                        let stored_apart = promote(rel, row_id, cid);
+                        let stored_apart = promote(rel, row_id, cid, handed::take(rel, row_id).as_deref());
                         // The heap operation that follows is command cid + 1; the next command has to come after it. Large values
                         // are stored by the current command, and whoever removes them must be a later one.
                         let last = if stored_apart && now > cid { now } else { cid };
@@ -201,15 +202,15 @@ thread_local! {
     static STATEMENT: Cell<(u32, pg_sys::CommandId, i64, u32)> = const { Cell::new((0, 0, 0, 0)) };
 }
 
-/// Whether a statement has changed so many rows that it goes on by itself: it is ten times as fast, and what others have to
-/// wait for are rows that this statement changes anyway.
-fn bulk(relid: pg_sys::Oid, cid: pg_sys::CommandId) -> bool {
+/// How many fragment rows of a table this statement has come upon to change or lock. One that changes many goes on by itself: it
+/// is ten times as fast, and what others have to wait for are rows that this statement changes anyway.
+fn rows_of_statement(relid: pg_sys::Oid, cid: pg_sys::CommandId) -> u32 {
     // SAFETY: a plain variable of the backend.
     let now = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
     let (table, command, statement, rows) = STATEMENT.get();
     let rows = if (table, command, statement) == (relid.to_u32(), cid, now) { rows + 1 } else { 1 };
     STATEMENT.set((relid.to_u32(), cid, now, rows));
-    rows > BULK_ROWS
+    rows
 }
 
 /// What came of [`delete`].
@@ -291,19 +292,21 @@ unsafe fn wait(rel: pg_sys::Relation, row_id: u64, xid: pg_sys::TransactionId, p
     true
 }
 
-/// Marks R and inserts D with its index entries, in the current transaction with command id `cid`. Says whether D may have
-/// values that are stored apart.
+/// Marks R and inserts D with its index entries, in the current transaction with command id `cid`. `tuple` is R if it was fetched
+/// already. Says whether D may have values that are stored apart.
 ///
 /// # Safety
-/// `rel` is an open warm table, the caller holds the lock of R's virtual TID and R is live.
-pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId) -> bool {
+/// `rel` is an open warm table, the caller holds the lock of R's virtual TID and R is live; `tuple` is what
+/// [`handed::take`] gives of it.
+pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId, tuple: Option<&[u8]>) -> bool {
     // SAFETY: the caller's promise; the slot is dropped before the relation is closed.
     unsafe {
         let relid = (*rel).rd_id;
         let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
         let Some(table) = fragments::of(rel) else { StrataError::NoSuchRow { relid, row_id }.raise() };
         let slot = pg_sys::MakeSingleTupleTableSlot((*rel).rd_att, &raw const pg_sys::TTSOpsHeapTuple);
-        if !table.fetch(rel, row_id, slot) {
+        let handed = tuple.is_some_and(|bytes| handed::store(rel, row_id, bytes, slot));
+        if !handed && !table.fetch(rel, row_id, slot) {
             StrataError::NoSuchRow { relid, row_id }.raise();
         }
         let mut should_free = false;

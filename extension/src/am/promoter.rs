@@ -20,7 +20,7 @@
 //! it is durable when the requester's commit is.
 
 use super::deletion::{self, RowState};
-use super::{handler, promote};
+use super::{handed, handler, promote};
 use crate::error::StrataError;
 use crate::guc;
 use crate::pg::{OpenRelation, tid};
@@ -29,15 +29,15 @@ use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::pg_sys;
 use pgrx::pg_sys::Oid;
 use pgrx::prelude::*;
-use std::cell::Cell;
-use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::cell::{Cell, UnsafeCell};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 const REQUESTS: usize = 64;
 const WORKERS: usize = 16;
 const MESSAGE: usize = 200;
 /// A worker without work ends after this time, so that it does not keep a database from being dropped.
 const IDLE_MS: i64 = 2000;
-/// How long both sides stay awake for each other.
+/// How long both sides stay awake for each other while a statement promotes one row after the other.
 const SPIN: std::time::Duration = std::time::Duration::from_micros(60);
 /// A worker that has not come up after this time is given up.
 const START_MS: i64 = 5000;
@@ -60,7 +60,16 @@ struct Request {
     latch: AtomicPtr<pg_sys::Latch>,
     xid: AtomicU32,
     message: [AtomicU8; MESSAGE],
+    /// Others of the same statement follow, presumably.
+    more: AtomicBool,
+    /// The bytes of `tuple` that are the row, if it is handed over.
+    length: AtomicU32,
+    tuple: UnsafeCell<[u8; handed::MOST_BYTES]>,
 }
+
+// SAFETY: all is atomic but the tuple, which its owner writes while the request is CLAIMED and the worker reads while it is
+// RUNNING; the state's ordering separates the two.
+unsafe impl Sync for Request {}
 
 struct Worker {
     /// Its database, 0 for a free entry.
@@ -130,14 +139,20 @@ fn my_database() -> u32 {
     unsafe { pg_sys::MyDatabaseId.to_u32() }
 }
 
-/// Asks for the promotion of a row and waits for it.
-pub fn request(relid: Oid, row_id: u64) -> Reply {
+/// Asks for the promotion of a row and waits for it. `tuple` is the row, if the caller has it (see `am::handed`); `more`: others of
+/// the same statement have gone before, so others will follow.
+pub fn request(relid: Oid, row_id: u64, tuple: Option<Vec<u8>>, more: bool) -> Reply {
     let Some(shared) = shared() else { return Reply::Unavailable };
     let Some(slot) = claim(shared) else { return Reply::Unavailable };
     let guard = Claimed(slot);
     slot.database.store(my_database(), Ordering::Relaxed);
     slot.relid.store(relid.to_u32(), Ordering::Relaxed);
     slot.row_id.store(row_id, Ordering::Relaxed);
+    slot.more.store(more, Ordering::Relaxed);
+    let tuple = tuple.filter(|bytes| bytes.len() <= handed::MOST_BYTES).unwrap_or_default();
+    slot.length.store(tuple.len() as u32, Ordering::Relaxed);
+    // SAFETY: the request is claimed by this backend, and the tuple fits.
+    unsafe { slot.tuple.get().cast::<u8>().copy_from_nonoverlapping(tuple.as_ptr(), tuple.len()) };
     // SAFETY: this backend's latch, in shared memory.
     slot.latch.store(unsafe { pg_sys::MyLatch }, Ordering::Relaxed);
     slot.state.store(state::REQUESTED, Ordering::Release);
@@ -155,7 +170,7 @@ pub fn request(relid: Oid, row_id: u64) -> Reply {
             state::REQUESTED if !wake(shared) && slot.take_back() => return Reply::Unavailable,
             _ => {}
         }
-        if !spin_until(|| slot.state.load(Ordering::Acquire) >= state::DONE) {
+        if !(more && spin_until(|| slot.state.load(Ordering::Acquire) >= state::DONE)) {
             wait_latch(10);
         }
         pgrx::check_for_interrupts!();
@@ -163,7 +178,8 @@ pub fn request(relid: Oid, row_id: u64) -> Reply {
 }
 
 /// Waits without sleeping for a time that is shorter than going to sleep and waking up again. A statement that changes
-/// many fragment rows asks for one promotion after the other, and both sides stay awake meanwhile.
+/// many fragment rows asks for one promotion after the other, and both sides stay awake meanwhile. For a single row it would only
+/// use up a processor: a promotion takes longer than this.
 fn spin_until(mut done: impl FnMut() -> bool) -> bool {
     let end = std::time::Instant::now() + SPIN;
     loop {
@@ -328,8 +344,10 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
         worker.latch.store(pg_sys::MyLatch, Ordering::Release);
     }
     let mut last = now();
+    let mut more = false;
     loop {
         while let Some(request) = next(shared, database) {
+            more = request.more.load(Ordering::Relaxed);
             run(request);
             last = now();
         }
@@ -355,7 +373,8 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
                 r.state.load(Ordering::Acquire) == state::REQUESTED && r.database.load(Ordering::Relaxed) == database
             })
         };
-        if !spin_until(asked) {
+        if !(more && spin_until(asked)) {
+            more = false;
             wait_latch(500);
         }
         pgrx::check_for_interrupts!();
@@ -374,13 +393,18 @@ fn next(shared: &'static Shared, database: u32) -> Option<&'static Request> {
 fn run(request: &'static Request) {
     let relid = Oid::from(request.relid.load(Ordering::Relaxed));
     let row_id = request.row_id.load(Ordering::Relaxed);
+    // Copied before anything that takes time: an owner that is ended does not wait for ever.
+    let length = (request.length.load(Ordering::Relaxed) as usize).min(handed::MOST_BYTES);
+    // SAFETY: the request is running; so many bytes were written before it was made.
+    let tuple =
+        (length > 0).then(|| unsafe { std::slice::from_raw_parts(request.tuple.get().cast(), length).to_vec() });
     let waiting = PgTryBuilder::new(|| {
         // SAFETY: a transaction of its own; the requester holds a lock on the table.
         let waiting = unsafe {
             pg_sys::SetCurrentStatementStartTimestamp();
             pg_sys::StartTransactionCommand();
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            let waiting = promote_one(relid, row_id);
+            let waiting = promote_one(relid, row_id, tuple.as_deref());
             pg_sys::PopActiveSnapshot();
             pg_sys::CommitTransactionCommand();
             waiting
@@ -412,7 +436,7 @@ fn run(request: &'static Request) {
 }
 
 /// The promotion itself; Some: that transaction is promoting the row already.
-unsafe fn promote_one(relid: Oid, row_id: u64) -> Option<pg_sys::TransactionId> {
+unsafe fn promote_one(relid: Oid, row_id: u64, tuple: Option<&[u8]>) -> Option<pg_sys::TransactionId> {
     // SAFETY: the requester holds ROW EXCLUSIVE on the table.
     unsafe {
         let rel = OpenRelation::open(relid, pg_sys::NoLock);
@@ -426,7 +450,7 @@ unsafe fn promote_one(relid: Oid, row_id: u64) -> Option<pg_sys::TransactionId> 
         let state = deletion::latest(rel.0, row_id);
         let waiting = match state {
             RowState::Live => {
-                promote::promote(rel.0, row_id, pg_sys::GetCurrentCommandId(true));
+                promote::promote(rel.0, row_id, pg_sys::GetCurrentCommandId(true), tuple);
                 None
             }
             RowState::Promoted(_) => None,
