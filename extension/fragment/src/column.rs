@@ -206,24 +206,39 @@ impl Column {
 
     /// Whether two columns hold the same values and nulls, floats compared bit for bit.
     pub fn identical(&self, other: &Self) -> bool {
-        self.len() == other.len()
-            && self.null_count() == other.null_count()
-            && match (&self.data, &other.data, self.nulls.is_none() && other.nulls.is_none()) {
-                (ColumnData::I64(a), ColumnData::I64(b), true) => a == b,
-                (ColumnData::I32(a), ColumnData::I32(b), true) => a == b,
-                (ColumnData::Bytes { offsets: a, data: c }, ColumnData::Bytes { offsets: b, data: d }, true) => {
-                    a == b && c == d
+        if self.len() != other.len() || self.null_count() != other.null_count() {
+            return false;
+        }
+        if self.null_count() == 0 {
+            match (&self.data, &other.data) {
+                (ColumnData::Bool(a), ColumnData::Bool(b)) => return a == b,
+                (ColumnData::I16(a), ColumnData::I16(b)) => return a == b,
+                (ColumnData::I32(a), ColumnData::I32(b)) => return a == b,
+                (ColumnData::I64(a), ColumnData::I64(b)) => return a == b,
+                (ColumnData::I128(a), ColumnData::I128(b)) => return a == b,
+                (ColumnData::F32(a), ColumnData::F32(b)) => {
+                    return a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
                 }
-                (a, b, _) => {
-                    let bytes = matches!(a, ColumnData::Bytes { .. } | ColumnData::Fixed { .. });
-                    std::mem::discriminant(a) == std::mem::discriminant(b)
-                        && (0..self.len()).all(|i| {
-                            self.is_null(i) == other.is_null(i)
-                                && (self.is_null(i)
-                                    || if bytes { a.bytes(i) == b.bytes(i) } else { a.value(i).identical(&b.value(i)) })
-                        })
+                (ColumnData::F64(a), ColumnData::F64(b)) => {
+                    return a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
                 }
+                (ColumnData::Bytes { offsets: a, data: c }, ColumnData::Bytes { offsets: b, data: d }) => {
+                    return a == b && c == d;
+                }
+                (ColumnData::Fixed { width: a, data: c }, ColumnData::Fixed { width: b, data: d }) => {
+                    return a == b && c == d;
+                }
+                _ => return false,
             }
+        }
+        let (a, b) = (&self.data, &other.data);
+        let bytes = matches!(a, ColumnData::Bytes { .. } | ColumnData::Fixed { .. });
+        std::mem::discriminant(a) == std::mem::discriminant(b)
+            && (0..self.len()).all(|i| {
+                self.is_null(i) == other.is_null(i)
+                    && (self.is_null(i)
+                        || if bytes { a.bytes(i) == b.bytes(i) } else { a.value(i).identical(&b.value(i)) })
+            })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::schema::Schema;
 use crate::zone::Zone;
 
 /// The format version that is written, and the newest that can be read.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 pub(crate) const HEADER_LEN: usize = 16;
 pub(crate) const TAIL_LEN: usize = 24;
@@ -142,7 +142,7 @@ impl Footer {
         if !rest.is_empty() {
             return Err(damaged(format!("{} bytes too many", rest.len())));
         }
-        out.check(body_end).map_err(damaged)?;
+        out.check(u32_at(header, 8), body_end).map_err(damaged)?;
         Ok(out)
     }
 
@@ -150,9 +150,9 @@ impl Footer {
         self.blocks.iter().map(|r| u64::from(*r)).sum()
     }
 
-    /// Checks that the parts agree, so that readers may rely on it.
-    fn check(&self, body_end: u64) -> Result<(), String> {
-        if self.version != FORMAT_VERSION {
+    /// Checks that the parts agree, so that readers may rely on it. `version` is the header's.
+    fn check(&self, version: u32, body_end: u64) -> Result<(), String> {
+        if self.version != version {
             return Err(format!("version {}", self.version));
         }
         self.schema.check().map_err(|e| e.to_string())?;
@@ -171,6 +171,9 @@ impl Footer {
                 let z = &chunk.zone;
                 if z.rows != *rows || z.null_count > *rows || z.min.is_none() != z.all_null() {
                     return Err(format!("zone of column {c}, block {b} contradicts the block"));
+                }
+                if chunk.repr.since() > version {
+                    return Err(format!("column {c}, block {b} is in a form that version {version} has not"));
                 }
                 if !inside(&chunk.piece) || chunk.values_len > chunk.piece.len {
                     return Err(format!("chunk of column {c}, block {b} is out of bounds"));

@@ -25,22 +25,26 @@
 mod builder;
 mod cache;
 mod codec;
+mod collect;
 mod column;
 mod error;
 mod files;
 mod filter;
 mod footer;
 mod fragment;
+mod intern;
 mod lookup;
 pub mod memory;
 mod nulls;
+mod rows;
 mod schema;
 mod value;
 mod verify;
 mod writer;
 mod zone;
 
-pub use builder::{Builder, BuilderOptions, ColumnBuilder, MAX_BLOCK_ROWS, MAX_ROWS, MAX_VALUE_BYTES};
+pub use builder::{Builder, BuilderOptions, MAX_BLOCK_ROWS, MAX_ROWS};
+pub use collect::{ColumnBuilder, MAX_VALUE_BYTES};
 pub use column::{Column, ColumnData, Dictionary};
 pub use error::{FragmentError, Result};
 pub use footer::FORMAT_VERSION;

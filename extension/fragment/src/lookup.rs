@@ -13,6 +13,9 @@ use crate::filter;
 use crate::fragment::Fragment;
 use crate::value::{Value, cmp_float};
 
+/// So many rows are compared by their single values.
+const FEW_ROWS: u32 = 4;
+
 impl Fragment {
     /// The positions of the rows whose columns have these values, ascending. Null equals nothing.
     pub fn lookup(&self, columns: &[usize], values: &[Value]) -> Result<Vec<u64>> {
@@ -92,6 +95,21 @@ impl Fragment {
     fn narrow(&self, block: usize, sorted: &[(usize, &Value)]) -> Result<Range<u32>> {
         let mut range = 0..self.blocks().get(block).map_or(0, |b| b.rows);
         for (c, v) in sorted {
+            if range.len() <= FEW_ROWS as usize {
+                // Decoding a column for a few rows would cost more than they do.
+                let mut rows = Vec::with_capacity(range.len());
+                for row in range.clone() {
+                    if self.value(block, *c, row)? == **v {
+                        rows.push(row);
+                    }
+                }
+                // Rows that are equal in a column of the sort key, and in those before it, follow each other.
+                range = match (rows.first(), rows.last()) {
+                    (Some(first), Some(last)) => *first..last + 1,
+                    _ => range.start..range.start,
+                };
+                continue;
+            }
             // Within the rows that are equal in the columns before, this column is sorted, its nulls last.
             let column = self.column(block, *c)?;
             let order = |row: u32| match column.is_null(row as usize) {

@@ -11,8 +11,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::builder::{BuilderOptions, ColumnBuilder};
-use crate::codec::{self, Encoder};
+use crate::builder::BuilderOptions;
+use crate::codec::{self, Encoder, Habit};
+use crate::collect::ColumnBuilder;
 use crate::error::{FragmentError, Result};
 use crate::filter::{self, KeyHasher};
 use crate::footer::{self, Chunk, FORMAT_VERSION, Footer, KeyFilter, Piece};
@@ -56,13 +57,15 @@ pub(crate) fn write(
     out.put(&footer::header())?;
 
     let hashes = key_hashes(&schema, &columns, &order);
+    let lags: Vec<Vec<u32>> = blocks.iter().map(|b| lags(&schema, &columns, &order[b.clone()])).collect();
     let encoder = Encoder::new();
     let mut chunks = Vec::with_capacity(columns.len());
     for (column, spec) in columns.into_iter().zip(&schema.columns) {
         let mut of_column = Vec::with_capacity(blocks.len());
-        for block in &blocks {
+        let mut habit = Habit::default();
+        for (block, lags) in blocks.iter().zip(&lags) {
             let values = column.gather(&order[block.clone()]);
-            let encoded = encoder.encode(&values, spec.ty).map_err(|what| FragmentError::Encode {
+            let encoded = encoder.encode(&values, spec.ty, lags, &mut habit).map_err(|what| FragmentError::Encode {
                 path: dir.to_path_buf(),
                 column: spec.name.clone(),
                 what,
@@ -71,7 +74,7 @@ pub(crate) fn write(
                 piece: out.piece(&encoded.bytes)?,
                 values_len: (encoded.bytes.len() - encoded.nulls_len) as u64,
                 repr: encoded.repr,
-                zone: Zone::of(&values),
+                zone: Zone::of_rows(&values),
             });
         }
         chunks.push(of_column);
@@ -104,40 +107,101 @@ pub(crate) fn write(
 fn sort(schema: &Schema, columns: &[ColumnBuilder], rows: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..rows as u32).collect();
     let key: Vec<&ColumnBuilder> = schema.sort_key.iter().map(|c| &columns[*c]).collect();
-    if let Some(mut packed) = pack(&key, rows) {
-        packed.sort_unstable();
-        return packed.iter().map(|k| *k as u32).collect();
-    }
-    if !key.is_empty() {
-        order.sort_by(|a, b| {
+    match pack(&key, rows) {
+        Some(Packed::Narrow(mut packed, mask)) => {
+            if !packed.is_sorted() {
+                packed.sort_unstable();
+                order = packed.iter().map(|k| (*k & mask) as u32).collect();
+            }
+        }
+        Some(Packed::Wide(mut packed)) => {
+            if !packed.is_sorted() {
+                packed.sort_unstable();
+                order = packed.iter().map(|k| *k as u32).collect();
+            }
+        }
+        None if key.is_empty() => {}
+        None => order.sort_by(|a, b| {
             key.iter().map(|c| c.compare(*a as usize, *b as usize)).find(|o| o.is_ne()).unwrap_or(a.cmp(b))
-        });
+        }),
     }
     order
 }
 
-/// Most distinct values of a column of bytes that [`pack`] numbers.
-const FEW_VALUES: usize = 1 << 14;
+/// The key of each row as one number, with the row's number behind it.
+enum Packed {
+    /// And the bits that are the row's.
+    Narrow(Vec<u64>, u64),
+    Wide(Vec<u128>),
+}
 
-/// The key of each row as one number, with the row's number behind it, if they fit: sorting these is several times faster than
-/// comparing columns.
-fn pack(key: &[&ColumnBuilder], rows: usize) -> Option<Vec<u128>> {
+/// The packed keys of all rows, if they fit: sorting these is several times faster than comparing columns.
+fn pack(key: &[&ColumnBuilder], rows: usize) -> Option<Packed> {
     if key.is_empty() {
         return None;
     }
-    let mut packed: Vec<u128> = vec![0; rows];
-    let mut bits = 32;
+    let row_bits = u32::BITS - (rows as u32).leading_zeros();
+    let mut bits = row_bits;
+    let mut columns = Vec::with_capacity(key.len());
     for column in key {
-        let numbers = column.ranks(FEW_VALUES)?;
+        let numbers = column.ranks()?;
         let width = u64::BITS - numbers.iter().max()?.leading_zeros();
         bits += width;
-        if bits > u128::BITS {
-            return None;
-        }
-        packed.iter_mut().zip(numbers).for_each(|(p, n)| *p = (*p << width) | u128::from(n));
+        columns.push((numbers, width));
     }
-    packed.iter_mut().zip(0u128..).for_each(|(p, row)| *p = (*p << 32) | row);
-    Some(packed)
+    fn shifted<T>(columns: &[(Vec<u64>, u32)], rows: usize, add: impl Fn(&mut T, u64, u32), zero: T) -> Vec<T>
+    where
+        T: Copy,
+    {
+        let mut packed = vec![zero; rows];
+        for (numbers, width) in columns {
+            packed.iter_mut().zip(numbers).for_each(|(p, n)| add(p, *n, *width));
+        }
+        packed
+    }
+    if bits <= u64::BITS {
+        // A column of one value has a width of zero, and a shift of the whole width is not one.
+        let mut packed = shifted(&columns, rows, |p: &mut u64, n, w| *p = p.checked_shl(w).unwrap_or(0) | n, 0);
+        packed.iter_mut().zip(0u64..).for_each(|(p, row)| *p = *p << row_bits | row);
+        return Some(Packed::Narrow(packed, (1 << row_bits) - 1));
+    }
+    if bits - row_bits + 32 > u128::BITS {
+        return None;
+    }
+    let mut packed = shifted(&columns, rows, |p: &mut u128, n, w| *p = *p << w | u128::from(n), 0);
+    packed.iter_mut().zip(0u128..).for_each(|(p, row)| *p = *p << 32 | row);
+    Some(Packed::Wide(packed))
+}
+
+/// Numbers of rows before which a value similar to a row's may be found: the row before; and, where rows are sorted by time and
+/// then by series, the same series at the time before.
+fn lags(schema: &Schema, columns: &[ColumnBuilder], order: &[u32]) -> Vec<u32> {
+    const LOOK: usize = 16;
+    const LONGEST: usize = 4096;
+    let mut lags = vec![1];
+    let Some((_, series)) = schema.sort_key.split_first().filter(|(_, series)| !series.is_empty()) else {
+        return lags;
+    };
+    let same = |a: u32, b: u32| series.iter().all(|c| columns[*c].compare(a as usize, b as usize).is_eq());
+    let mut distances = Vec::with_capacity(LOOK);
+    for i in 0..LOOK {
+        let at = order.len() / 2 * i / LOOK;
+        let Some((row, behind)) = order.get(at..).and_then(|o| o.split_first()) else { break };
+        match behind.iter().take(LONGEST).position(|other| same(*row, *other)) {
+            Some(d) => distances.push(d as u32 + 1),
+            // Where the first do not repeat, none are series.
+            None if distances.is_empty() => return lags,
+            None => {}
+        }
+    }
+    distances.sort_unstable();
+    // The one in the middle is the one that most have, if most have one.
+    if let Some(lag) = distances.get(distances.len() / 2).filter(|lag| **lag > 1)
+        && distances.iter().filter(|d| *d == lag).count() * 2 > LOOK
+    {
+        lags.push(*lag);
+    }
+    lags
 }
 
 /// Cuts the ordered rows into blocks. A block has at least one row, whatever its size.

@@ -4,9 +4,12 @@
 //! to a prefix, the upper bound to a prefix whose last byte below 255 is raised by one. Where no byte is below 255 there
 //! is no upper bound.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 
 use crate::column::{Column, ColumnData};
+use crate::rows::Rows;
 use crate::value::{Value, cmp_float};
 
 /// The longest bound of bytes.
@@ -45,54 +48,69 @@ impl Zone {
             && self.max.as_ref().is_none_or(|max| max >= value)
     }
 
-    pub(crate) fn of(column: &Column) -> Self {
-        let rows = column.len() as u32;
-        let null_count = column.null_count() as u32;
-        let live = || (0..column.len()).filter(|i| !column.is_null(*i));
-        macro_rules! ends {
-            ($v:expr, $cmp:expr) => {{
-                let mut ends = None;
-                for i in live() {
-                    let v = &$v[i];
-                    ends = Some(match ends {
-                        None => (v, v),
-                        Some((min, max)) => {
-                            (if $cmp(v, min).is_lt() { v } else { min }, if $cmp(v, max).is_gt() { v } else { max })
-                        }
-                    });
-                }
-                ends
-            }};
+    /// The zone of the rows of a block.
+    pub(crate) fn of_rows(rows: &Rows<'_>) -> Self {
+        match rows {
+            Rows::Column(column) => Self::of(column),
+            Rows::Narrow { values, nulls } => {
+                let ends = ends(values, nulls.as_deref(), i64::cmp);
+                Self::exact(
+                    ends.map(|(a, b)| (Value::I128(a.into()), Value::I128(b.into()))),
+                    rows.len(),
+                    rows.null_count(),
+                )
+            }
+            Rows::Codes(codes) => {
+                let (rows, null_count) = (rows.len() as u32, rows.null_count() as u32);
+                Self::of_bytes(codes.values.iter().copied(), rows, null_count)
+            }
         }
+    }
+
+    pub(crate) fn of(column: &Column) -> Self {
+        let nulls = column.nulls.as_deref();
         macro_rules! number {
             ($v:expr, $variant:ident, $cmp:expr) => {
-                ends!($v, $cmp).map(|(a, b)| (Value::$variant(*a), Value::$variant(*b)))
+                ends($v, nulls, $cmp).map(|(a, b)| (Value::$variant(a), Value::$variant(b)))
             };
         }
-        let ends = match &column.data {
+        macro_rules! float {
+            ($v:expr, $variant:ident) => {
+                if nulls.is_none() && !$v.iter().any(|x| x.is_nan()) {
+                    let first = $v.first().copied();
+                    first.map(|first| {
+                        let min = $v.iter().fold(first, |m, x| if *x < m { *x } else { m });
+                        let max = $v.iter().fold(first, |m, x| if *x > m { *x } else { m });
+                        (Value::$variant(min), Value::$variant(max))
+                    })
+                } else {
+                    number!($v, $variant, |a, b| cmp_float((*a).into(), (*b).into()))
+                }
+            };
+        }
+        let found = match &column.data {
             ColumnData::Bool(v) => number!(v, Bool, bool::cmp),
             ColumnData::I16(v) => number!(v, I16, i16::cmp),
             ColumnData::I32(v) => number!(v, I32, i32::cmp),
             ColumnData::I64(v) => number!(v, I64, i64::cmp),
             ColumnData::I128(v) => number!(v, I128, i128::cmp),
-            ColumnData::F32(v) => number!(v, F32, |a: &f32, b: &f32| cmp_float((*a).into(), (*b).into())),
-            ColumnData::F64(v) => number!(v, F64, |a: &f64, b: &f64| cmp_float(*a, *b)),
+            ColumnData::F32(v) => float!(v, F32),
+            ColumnData::F64(v) => float!(v, F64),
             data @ (ColumnData::Bytes { .. } | ColumnData::Fixed { .. }) => {
-                let mut values = live().map(|i| data.bytes(i));
-                let first = values.next();
-                return Self::of_bytes(
-                    first.map(|f| values.fold((f, f), |(min, max), v| (min.min(v), max.max(v)))),
-                    rows,
-                    null_count,
-                );
+                let live = (0..column.len()).filter(|i| !column.is_null(*i)).map(|i| data.bytes(i));
+                return Self::of_bytes(live, column.len() as u32, column.null_count() as u32);
             }
         };
-        let (min, max) = ends.unzip();
-        Self { min, max, exact: true, null_count, rows }
+        Self::exact(found, column.len(), column.null_count())
     }
 
-    fn of_bytes(ends: Option<(&[u8], &[u8])>, rows: u32, null_count: u32) -> Self {
-        let Some((min, max)) = ends else {
+    fn exact(ends: Option<(Value, Value)>, rows: usize, null_count: usize) -> Self {
+        let (min, max) = ends.unzip();
+        Self { min, max, exact: true, null_count: null_count as u32, rows: rows as u32 }
+    }
+
+    fn of_bytes<'a>(values: impl Iterator<Item = &'a [u8]>, rows: u32, null_count: u32) -> Self {
+        let Some((min, max)) = byte_ends(values) else {
             return Self { min: None, max: None, exact: true, null_count, rows };
         };
         let exact = min.len() <= BOUND_BYTES && max.len() <= BOUND_BYTES;
@@ -124,6 +142,42 @@ impl Zone {
     pub(crate) fn memory(&self) -> usize {
         size_of::<Self>() + self.min.as_ref().map_or(0, Value::memory) + self.max.as_ref().map_or(0, Value::memory)
     }
+}
+
+/// The least and the greatest of the values that are not null; of equal ones the first.
+fn ends<T: Copy>(v: &[T], nulls: Option<&[bool]>, cmp: impl Fn(&T, &T) -> Ordering) -> Option<(T, T)> {
+    let wider = |(min, max): (T, T), x: &T| {
+        (if cmp(x, &min).is_lt() { *x } else { min }, if cmp(x, &max).is_gt() { *x } else { max })
+    };
+    match nulls {
+        None => v.first().map(|first| v.iter().fold((*first, *first), wider)),
+        Some(nulls) => {
+            let mut live = v.iter().zip(nulls).filter(|(_, null)| !**null).map(|(x, _)| x);
+            live.next().map(|first| live.fold((*first, *first), wider))
+        }
+    }
+}
+
+/// The least and the greatest. Most values are told apart by their first eight bytes, as a number.
+fn byte_ends<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<(&'a [u8], &'a [u8])> {
+    fn head(v: &[u8]) -> u64 {
+        match v.first_chunk() {
+            Some(eight) => u64::from_be_bytes(*eight),
+            // Zeros behind a short value put it before what is longer, or leave it to the whole comparison.
+            None => v.iter().fold(0, |n, b| n << 8 | u64::from(*b)) << (8 * (8 - v.len() as u32) % 64),
+        }
+    }
+    let first = values.next()?;
+    let (mut min, mut max) = ((head(first), first), (head(first), first));
+    for v in values {
+        let v = (head(v), v);
+        if v < min {
+            min = v;
+        } else if v > max {
+            max = v;
+        }
+    }
+    Some((min.1, max.1))
 }
 
 /// The shortest bytes of at most [`BOUND_BYTES`] that nothing with the given value as its prefix exceeds.

@@ -19,7 +19,7 @@ fn rows(n: i64) -> Vec<Row> {
                 Value::I64(i * 3),
                 if i % 5 == 0 { Value::Null } else { Value::I32((noise >> 45) as i32) },
                 Value::Bytes(text.as_bytes().to_vec()),
-                Value::F64(noise as f64 / 8.0),
+                Value::F64((i * 1_000 + (noise >> 60 & 7)) as f64),
                 Value::Bytes(format!("key {noise:x}").into_bytes()),
             ]
         })
@@ -219,11 +219,11 @@ fn a_later_version_is_named_as_such() {
     let (w, _) = table(dir.path(), 40, 16);
     let mut later = fs::read(&w.path).unwrap();
     let n = later.len();
-    later[8] = 2;
-    later[n - 16] = 2;
+    later[8] = 3;
+    later[n - 16] = 3;
     fs::write(&w.path, later).unwrap();
     match Fragment::open(&w.path, None) {
-        Err(FragmentError::UnsupportedVersion { found: 2, supported: 1, path }) => assert_eq!(path, w.path),
+        Err(FragmentError::UnsupportedVersion { found: 3, supported: 2, path }) => assert_eq!(path, w.path),
         other => panic!("{other:?}"),
     }
 }

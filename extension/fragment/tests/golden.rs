@@ -14,7 +14,10 @@ use common::{Row, read_all, schema, write};
 use strata_fragment::{FORMAT_VERSION, Fragment, PhysicalType, Value, verify_file};
 
 /// Format version and hash.
-const GOLDEN: [(u32, &str); 1] = [(1, "0a9276b79ba6a49dce02f143baa8a4ca11d49b59d60ea9f5788f98c9509dc62e")];
+const GOLDEN: [(u32, &str); 2] = [
+    (1, "0a9276b79ba6a49dce02f143baa8a4ca11d49b59d60ea9f5788f98c9509dc62e"),
+    (2, "048e224b40470aedd8fad29131d991e8272189deeb471f48ca0d70466e1e895b"),
+];
 
 fn folder() -> PathBuf {
     // Asked when the test runs: a target directory may be shared by several clones.
@@ -97,7 +100,15 @@ fn make_golden_file() {
         PhysicalType::Binary,
         PhysicalType::Fixed(16),
         PhysicalType::I32,
+        // Twenty series that walk, a row each in turn.
+        PhysicalType::Utf8,
+        PhysicalType::F64,
+        PhysicalType::F64,
+        PhysicalType::F32,
+        PhysicalType::I64,
+        PhysicalType::Decimal { precision: 20, scale: 2 },
     ];
+    let mut walks = [500i64; 20];
     let words = ["order", "item", "late", "paid", "cash", "card", "north", "south", "blue", "green", "wide", "left"];
     let places = ["ATL", "ORD", "LAX", "Zürich", ""];
     let special = [f64::NAN, -0.0, 0.0, f64::INFINITY, f64::NEG_INFINITY, -f64::NAN, 5e-324];
@@ -105,6 +116,9 @@ fn make_golden_file() {
         .map(|i| {
             let noise = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64);
             let n = (noise >> 33) & 0x7fff;
+            let series = (i % 20) as usize;
+            walks[series] += (noise >> 60) & 3;
+            let walk = walks[series] * 7 - i / 20 * 10 + series as i64 * 100;
             let sentence: Vec<&str> = (0..9).map(|k| words[((noise >> (k * 5)) & 15) as usize % words.len()]).collect();
             let mut row = vec![
                 Value::I64(noise),
@@ -129,8 +143,14 @@ fn make_golden_file() {
                 Value::Bytes(noise.to_le_bytes()[..(n % 9) as usize].to_vec()),
                 Value::Bytes([noise.to_be_bytes(), i.to_be_bytes()].concat()),
                 Value::Null,
+                Value::Bytes(format!("series {series:02}").into_bytes()),
+                Value::F64(walk as f64),
+                Value::F64(walk as f64 / 100.0),
+                Value::F32(walk as f32),
+                Value::I64(i * 1000 + (noise >> 56 & 127)),
+                Value::I128(i128::from(walk) * 25),
             ];
-            for (c, v) in row.iter_mut().enumerate().skip(2) {
+            for (c, v) in row.iter_mut().enumerate().skip(2).filter(|(c, _)| ![18, 21].contains(c)) {
                 // Few nulls, many nulls, and in a block of its own only nulls.
                 let many = c % 4 == 1 && n % 10 < 9;
                 if many || (c % 3 == 0 && n % 17 == 0) || (c == 4 && i >= 2048) {
@@ -141,7 +161,7 @@ fn make_golden_file() {
         })
         .collect();
     let dir = tempfile::tempdir().unwrap();
-    let w = write(dir.path(), &schema(&types, &[1], &[&[0]]), 2048, &rows);
+    let w = write(dir.path(), &schema(&types, &[1, 18], &[&[0]]), 2048, &rows);
     let f = Fragment::open(&w.path, Some(&w.hash)).unwrap();
     for (block, col) in (0..f.blocks().len()).flat_map(|b| (0..types.len()).map(move |c| (b, c))) {
         println!("{block} {col}: {}", f.describe_chunk(block, col).unwrap());

@@ -8,11 +8,29 @@ use vortex::buffer::ByteBuffer;
 use vortex::dtype::{DType, Nullability, PType};
 use vortex::session::registry::{Id, ReadContext};
 
+use super::whole::{Target, Whole, Word, power};
 use super::{Repr, SESSION, guard, text};
 use crate::column::{Column, ColumnData, Dictionary};
 use crate::nulls::NullSet;
 use crate::schema::PhysicalType;
 use crate::value::Value;
+
+/// Runs something on the words of an array, whatever their width.
+macro_rules! with_ptype {
+    ($array:expr, $w:ident => $body:expr) => {
+        match $array.ptype() {
+            PType::U8 => words(&$array, |$w: &[u8]| $body),
+            PType::U16 => words(&$array, |$w: &[u16]| $body),
+            PType::U32 => words(&$array, |$w: &[u32]| $body),
+            PType::U64 => words(&$array, |$w: &[u64]| $body),
+            other => Err(format!("integers stored as {other}")),
+        }
+    };
+}
+
+fn words<T: Word, R>(array: &PrimitiveArray, run: impl FnOnce(&[T]) -> R) -> R {
+    run(array.to_buffer::<T>().as_slice())
+}
 
 /// The encodings that a fragment's arrays refer to by position.
 #[derive(Debug)]
@@ -32,19 +50,6 @@ pub(crate) struct Lazy {
     ty: PhysicalType,
     nulls: Option<NullSet>,
     rows: u32,
-}
-
-/// Decodes a chunk that is used only once.
-pub(crate) fn decode(
-    chunk: Vec<u8>,
-    values_len: usize,
-    repr: &Repr,
-    ty: PhysicalType,
-    rows: u32,
-    null_count: u32,
-    context: &Context,
-) -> Result<Column, String> {
-    Lazy::parse(chunk, values_len, repr, ty, rows, null_count, context)?.column()
 }
 
 impl Lazy {
@@ -72,15 +77,23 @@ impl Lazy {
             true => None,
             false => Some(NullSet::decode(nulls.as_slice(), rows, null_count)?),
         };
+        let words = |bits: u8| match bits {
+            8 => Ok(PType::U8.into()),
+            16 => Ok(PType::U16.into()),
+            32 => Ok(PType::U32.into()),
+            64 => Ok(PType::U64.into()),
+            other => Err(format!("integers of {other} bits")),
+        };
         let dtype = match (repr, ty) {
             (Repr::Empty | Repr::Constant(_), _) => None,
-            (Repr::Integer { bits, .. }, ty) if ty.is_integer() || ty == PhysicalType::Bool => Some(match bits {
-                8 => PType::U8.into(),
-                16 => PType::U16.into(),
-                32 => PType::U32.into(),
-                64 => PType::U64.into(),
-                other => return Err(format!("integers of {other} bits")),
-            }),
+            (Repr::Integer { bits, .. } | Repr::Steps(Whole { bits, .. }), ty)
+                if ty.is_integer() || ty == PhysicalType::Bool =>
+            {
+                Some(words(*bits)?)
+            }
+            (Repr::Decimal { digits, whole }, PhysicalType::F32 | PhysicalType::F64) if power(*digits).is_some() => {
+                Some(words(whole.bits)?)
+            }
             (Repr::Float, PhysicalType::F32) => Some(PType::F32.into()),
             (Repr::Float, PhysicalType::F64) => Some(PType::F64.into()),
             (Repr::Text, ty) if ty.is_bytes() => Some(DType::Utf8(Nullability::NonNullable)),
@@ -104,6 +117,11 @@ impl Lazy {
         Ok(Self { array, repr: repr.clone(), ty, nulls, rows })
     }
 
+    /// Whether it is bytes of which every value is kept by itself.
+    pub(crate) fn is_plain_text(&self) -> bool {
+        matches!(self.repr, Repr::Text | Repr::Binary) && self.array.as_ref().is_some_and(|a| !a.is::<Dict>())
+    }
+
     /// The memory that this takes, apart from what decoding needs.
     pub(crate) fn memory(&self) -> usize {
         let array = self.array.as_ref().map_or(0, |a| a.nbytes() as usize);
@@ -117,11 +135,23 @@ impl Lazy {
             let inner = if children.is_empty() { String::new() } else { format!("({})", children.join(", ")) };
             format!("{}{inner}", array.encoding_id().as_str())
         }
+        let whole = |w: &Whole| {
+            let times = if w.scale == 1 { String::new() } else { format!(" times {}", w.scale) };
+            let steps = match w.lag {
+                0 => String::new(),
+                1 => ", differences to the row before".to_string(),
+                lag => format!(", differences to {lag} rows before"),
+            };
+            format!("of {} bits{times}{steps}", w.bits)
+        };
         let repr = match &self.repr {
             Repr::Empty => "empty".to_string(),
             Repr::Constant(_) => "constant".to_string(),
-            Repr::Integer { bits, scale: 1, .. } => format!("integer of {bits} bits"),
-            Repr::Integer { bits, scale, .. } => format!("integer of {bits} bits times {scale}"),
+            r @ (Repr::Integer { .. } | Repr::Steps(_)) => {
+                r.whole().map_or(String::new(), |w| format!("integer {}", whole(&w)))
+            }
+            Repr::Decimal { digits: 0, whole: w } => format!("whole float {}", whole(w)),
+            Repr::Decimal { digits, whole: w } => format!("float with {digits} decimals {}", whole(w)),
             Repr::Float => "float".to_string(),
             Repr::Text => "text".to_string(),
             Repr::Binary => "binary".to_string(),
@@ -159,25 +189,12 @@ impl Lazy {
                 let Some(v) = whole else { return Ok(None) };
                 ColumnData::I64(vec![v; self.dense_rows()])
             }
-            (Repr::Integer { bits, base, scale }, Some(array)) => {
+            (repr @ (Repr::Integer { .. } | Repr::Steps(_)), Some(array)) => {
                 // The largest value that the width allows must fit, so that no value wraps.
-                let most = i128::from(u64::MAX >> (64 - u32::from(*bits).clamp(1, 64))).checked_mul(i128::from(*scale));
-                let fits = most
-                    .and_then(|most| base.checked_add(most))
-                    .is_some_and(|most| i64::try_from(most).is_ok() && i64::try_from(*base).is_ok());
-                if !fits || !self.ty.is_integer() {
+                let Some(whole) = repr.whole().filter(|w| w.fits_i64() && self.ty.is_integer()) else {
                     return Ok(None);
-                }
-                guard(|| {
-                    let values = primitive(array.clone())?;
-                    match values.ptype() {
-                        PType::U8 => restore(values.to_buffer::<u8>().as_slice(), *base, *scale, PhysicalType::I64),
-                        PType::U16 => restore(values.to_buffer::<u16>().as_slice(), *base, *scale, PhysicalType::I64),
-                        PType::U32 => restore(values.to_buffer::<u32>().as_slice(), *base, *scale, PhysicalType::I64),
-                        PType::U64 => restore(values.to_buffer::<u64>().as_slice(), *base, *scale, PhysicalType::I64),
-                        other => Err(format!("integers stored as {other}")),
-                    }
-                })?
+                };
+                guard(|| restore(&primitive(array.clone())?, &whole, Target::Whole(PhysicalType::I64)))?
             }
             _ => return Ok(None),
         };
@@ -256,13 +273,21 @@ impl Lazy {
             (_, None) => return Err("chunk without values".to_string()),
         };
         let dense = self.nulls.as_ref().map_or(row as usize, |n| n.dense(row));
+        let target = self.target();
+        if let Some(whole) = self.repr.whole().filter(|w| w.lag > 0) {
+            let data = guard(|| {
+                let words = primitive(array.clone())?;
+                with_ptype!(words, w => whole.restore_one(w, dense, target))
+            })?;
+            return one(&data);
+        }
         guard(|| {
             let scalar = array.execute_scalar(dense, &mut SESSION.create_execution_ctx()).map_err(text)?;
             let missing = || "a null inside an array without nulls".to_string();
             let data = match &self.repr {
-                Repr::Integer { base, scale, .. } => {
+                repr if let Some(whole) = repr.whole() => {
                     let x = scalar.as_primitive().as_::<u64>().ok_or_else(missing)?;
-                    restore(&[x], *base, *scale, self.ty)?
+                    whole.restore(&[x], target)?
                 }
                 Repr::Float if self.ty == PhysicalType::F32 => {
                     ColumnData::F32(vec![scalar.as_primitive().typed_value::<f32>().ok_or_else(missing)?])
@@ -281,6 +306,14 @@ impl Lazy {
         })
     }
 
+    /// What unsigned integers are decoded as.
+    fn target(&self) -> Target {
+        match &self.repr {
+            Repr::Decimal { digits, .. } => Target::Decimal(self.ty, *digits),
+            _ => Target::Whole(self.ty),
+        }
+    }
+
     fn dense(&self) -> Result<ColumnData, String> {
         let array = match (&self.repr, &self.array) {
             (Repr::Constant(v), _) => return repeat(v, self.ty, self.dense_rows()),
@@ -288,16 +321,7 @@ impl Lazy {
             (_, None) => return Ok(ColumnData::with_capacity(self.ty, 0)),
         };
         match &self.repr {
-            Repr::Integer { base, scale, .. } => {
-                let values = primitive(array)?;
-                match values.ptype() {
-                    PType::U8 => restore(values.to_buffer::<u8>().as_slice(), *base, *scale, self.ty),
-                    PType::U16 => restore(values.to_buffer::<u16>().as_slice(), *base, *scale, self.ty),
-                    PType::U32 => restore(values.to_buffer::<u32>().as_slice(), *base, *scale, self.ty),
-                    PType::U64 => restore(values.to_buffer::<u64>().as_slice(), *base, *scale, self.ty),
-                    other => Err(format!("integers stored as {other}")),
-                }
-            }
+            repr if let Some(whole) = repr.whole() => restore(&primitive(array)?, &whole, self.target()),
             Repr::Float if self.ty == PhysicalType::F32 => {
                 Ok(ColumnData::F32(primitive(array)?.to_buffer::<f32>().as_slice().to_vec()))
             }
@@ -429,31 +453,9 @@ fn codes_of(codes: ArrayRef) -> Result<Vec<u32>, String> {
     })
 }
 
-/// The values `base + x * scale`, which the writer made sure the column's type can hold.
-fn restore<T: Copy + Into<u64>>(x: &[T], base: i128, scale: u64, ty: PhysicalType) -> Result<ColumnData, String> {
-    // Wrapping arithmetic on the low bits is exact for values that fit, and the checksum says that they do.
-    let low = base as u64;
-    macro_rules! narrow {
-        ($t:ty) => {
-            match scale {
-                1 => x.iter().map(|x| (*x).into().wrapping_add(low) as $t).collect(),
-                _ => x.iter().map(|x| (*x).into().wrapping_mul(scale).wrapping_add(low) as $t).collect(),
-            }
-        };
-    }
-    Ok(match ty {
-        PhysicalType::Bool => {
-            let numbers: Vec<u8> = narrow!(u8);
-            ColumnData::Bool(numbers.into_iter().map(|v| v != 0).collect())
-        }
-        PhysicalType::I16 => ColumnData::I16(narrow!(i16)),
-        PhysicalType::I32 => ColumnData::I32(narrow!(i32)),
-        PhysicalType::I64 => ColumnData::I64(narrow!(i64)),
-        PhysicalType::Decimal { .. } => ColumnData::I128(
-            x.iter().map(|x| base.wrapping_add(i128::from((*x).into()).wrapping_mul(scale.into()))).collect(),
-        ),
-        other => return Err(format!("integers in a column of type {other:?}")),
-    })
+/// All values of the words of a chunk.
+fn restore(words: &PrimitiveArray, whole: &Whole, target: Target) -> Result<ColumnData, String> {
+    with_ptype!(words, w => whole.restore(w, target))
 }
 
 fn repeat(value: &Value, ty: PhysicalType, n: usize) -> Result<ColumnData, String> {

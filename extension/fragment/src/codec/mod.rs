@@ -11,7 +11,13 @@
 //! What the array means is in the chunk's [`Repr`] in the footer. Vortex sees unsigned integers, floats, and bytes, and
 //! never a null. Integers are reduced first: the smallest value is subtracted and the greatest common divisor of the
 //! differences divided out (timestamps with whole seconds lose 20 bits by that), and what is left is stored in the
-//! narrowest unsigned type. That is exact by construction, and decoding is one multiplication and one addition.
+//! narrowest unsigned type. That is exact by construction, and decoding is one multiplication and one addition. Floats that are
+//! decimals are such integers too. Where that makes them smaller, integers are replaced by their differences to those
+//! some rows before ([`whole`]).
+//!
+//! Of what is left the writer counts what each layout takes (`pack`); only what counting cannot judge is given to
+//! Vortex's compressor, which tries encodings on samples. Profiles said why: choosing by samples, for each chunk anew, was most of what
+//! encoding cost, and integers mostly end up bit-packed anyway.
 //!
 //! Vortex is trusted with nothing. The writer decodes every chunk that it has encoded and compares it bit for bit; one
 //! that differs is written uncompressed. The reader checks a chunk's checksum before Vortex sees it, and a panic or error
@@ -19,6 +25,8 @@
 
 mod decode;
 mod encode;
+mod pack;
+pub(crate) mod whole;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
@@ -31,8 +39,9 @@ use vortex::encodings::{sparse, zigzag, zstd};
 use vortex::session::VortexSession;
 use vortex::session::registry::Id;
 
-pub(crate) use decode::{Context, Lazy, decode};
-pub(crate) use encode::Encoder;
+pub(crate) use decode::{Context, Lazy};
+pub(crate) use encode::{Encoder, Habit};
+pub(crate) use whole::Whole;
 
 use crate::value::Value;
 
@@ -51,6 +60,31 @@ pub(crate) enum Repr {
     Text,
     /// Bytes, as a Vortex binary array. A decimal is its 16 bytes, little-endian.
     Binary,
+    /// Unsigned integers that are differences to those before (format version 2).
+    Steps(Whole),
+    /// Floats as whole numbers divided by this power of ten, and those as unsigned integers (format version 2).
+    Decimal { digits: u8, whole: Whole },
+}
+
+impl Repr {
+    /// How unsigned integers are to be read, if there are any.
+    pub(crate) fn whole(&self) -> Option<Whole> {
+        match self {
+            Self::Integer { bits, base, scale } => {
+                Some(Whole { bits: *bits, base: *base, scale: *scale, lag: 0, offset: 0 })
+            }
+            Self::Steps(whole) | Self::Decimal { whole, .. } => Some(*whole),
+            _ => None,
+        }
+    }
+
+    /// The first format version that has it.
+    pub(crate) fn since(&self) -> u32 {
+        match self {
+            Self::Steps(_) | Self::Decimal { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// The edition that the default session of this Vortex release writes; recorded in every fragment.
