@@ -43,6 +43,7 @@ pub extern "C-unwind" fn _PG_init() {
         std::env::remove_var("RUST_BACKTRACE");
         std::env::set_var("RUST_LIB_BACKTRACE", "0");
     }
+    pg::keep_freed_memory();
     guc::register();
     // SAFETY: start-up of the postmaster or of a backend; hooks are chained.
     unsafe {

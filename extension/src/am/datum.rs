@@ -81,9 +81,16 @@ fn numeric_typmod(attr: &pg_sys::FormData_pg_attribute) -> Option<(u8, u8)> {
 ///
 /// # Safety
 /// `datum` is a varlena.
+#[inline]
 pub unsafe fn varlena_bytes<'a>(datum: Datum) -> &'a [u8] {
-    // SAFETY: the caller's promise.
-    unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) }
+    // SAFETY: the caller's promise. What is neither compressed nor elsewhere is read where it is, without a guarded call.
+    unsafe {
+        let mut value: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        if pgrx::varatt_is_1b_e(value) || pgrx::varatt_is_4b_c(value) {
+            value = pg_sys::pg_detoast_datum_packed(value);
+        }
+        pgrx::varlena_to_byte_slice(value)
+    }
 }
 
 /// The bytes of a datum that is kept as bytes.
@@ -98,14 +105,15 @@ unsafe fn datum_bytes<'a>(kind: Kind, datum: Datum) -> &'a [u8] {
     }
 }
 
-/// Appends a datum. False: the value does not fit the column (a numeric NaN) and nothing was appended.
+/// Appends a datum; returns about how many bytes that took. A numeric is appended as the number that [`number`] gives.
 ///
 /// # Safety
-/// `datum` is of the attribute's type that `kind` was made from.
-pub unsafe fn push(builder: &mut ColumnBuilder, kind: Kind, datum: Datum, is_null: bool) -> bool {
+/// `datum` is of the attribute's type that `kind` was made from, and not a numeric that is kept as a number, unless null.
+#[inline]
+pub unsafe fn push(builder: &mut ColumnBuilder, kind: Kind, datum: Datum, is_null: bool) -> usize {
     if is_null {
         builder.push_null();
-        return true;
+        return size_of::<Datum>();
     }
     // SAFETY: the caller's promise.
     unsafe {
@@ -117,20 +125,37 @@ pub unsafe fn push(builder: &mut ColumnBuilder, kind: Kind, datum: Datum, is_nul
             Kind::Int(_) => builder.push_i64(datum.value() as i64),
             Kind::F32 => builder.push_f32(f32::from_bits(datum.value() as u32)),
             Kind::F64 => builder.push_f64(f64::from_bits(datum.value() as u64)),
-            Kind::Numeric(scale) => match numeric_unscaled(varlena_bytes(datum), i32::from(scale)) {
-                Some(v) => builder.push_i128(v),
-                None => return false,
-            },
-            Kind::Varlena | Kind::CString | Kind::Fixed(_) => builder.push_bytes(datum_bytes(kind, datum)),
+            Kind::Varlena | Kind::CString | Kind::Fixed(_) | Kind::Numeric(_) => {
+                let bytes = datum_bytes(kind, datum);
+                builder.push_bytes(bytes);
+                return size_of::<Datum>() + bytes.len();
+            }
         }
     }
-    true
+    size_of::<Datum>()
+}
+
+/// The unscaled value of a numeric that is kept as a number.
+#[derive(Clone, Copy)]
+pub enum Number {
+    /// Most are.
+    Narrow(i64),
+    Wide(i128),
+}
+
+/// The unscaled value of a numeric's bytes at a scale; None: it has none (see [`numeric_unscaled`]).
+#[inline]
+pub fn number(bytes: &[u8], scale: u8) -> Option<Number> {
+    match numeric_short(bytes, scale.into()) {
+        Some(v) => Some(Number::Narrow(v)),
+        None => numeric_unscaled(bytes, scale.into()).map(Number::Wide),
+    }
 }
 
 /// A datum as a value to look up. None: it can equal no value of the column.
 ///
 /// # Safety
-/// As for [`push`].
+/// `datum` is of the attribute's type that `kind` was made from.
 pub unsafe fn value(kind: Kind, datum: Datum) -> Option<Value> {
     // SAFETY: the caller's promise.
     unsafe {
@@ -246,6 +271,34 @@ pub fn display_scale(bytes: &[u8]) -> Option<i32> {
 }
 
 const NBASE: i128 = 10_000;
+
+/// [`numeric_unscaled`] of a numeric of at most four digits (of base 10,000) that ends where its scale does; None of others, too.
+#[inline]
+fn numeric_short(bytes: &[u8], scale: i32) -> Option<i64> {
+    let (header, digits) = bytes.split_first_chunk::<2>()?;
+    let header = u16::from_ne_bytes(*header);
+    if header & 0xC000 != 0x8000 || i32::from((header >> 7) & 0x3F) != scale || digits.len() > 8 {
+        return None;
+    }
+    let mut v = 0i64;
+    for digit in digits.chunks_exact(2) {
+        v = v * 10_000 + i64::from(i16::from_ne_bytes([digit[0], digit[1]]));
+    }
+    if v == 0 {
+        return Some(0);
+    }
+    let weight = i32::from(header & 0x3F) - if header & 0x40 != 0 { 64 } else { 0 };
+    let exponent = (weight + 1 - (digits.len() / 2) as i32) * 4 + scale;
+    let (v, rest) = match exponent {
+        0 => (v, 0),
+        -1 => (v / 10, v % 10),
+        -2 => (v / 100, v % 100),
+        -3 => (v / 1000, v % 1000),
+        1..=18 => (v.checked_mul(10i64.pow(exponent as u32))?, 0),
+        _ => return None,
+    };
+    (rest == 0).then_some(if header & 0x2000 != 0 { -v } else { v })
+}
 
 /// The unscaled value at `scale` of a numeric's bytes (without the length word; the format is numeric.c's). None for NaN,
 /// infinities, and what has more digits than the scale.

@@ -47,6 +47,7 @@ pub unsafe fn log_record(rmgr: pg_sys::RmgrId, info: u8, data: *const u8, size: 
 ///
 /// # Safety
 /// `header` is a valid on-disk tuple header.
+#[inline]
 pub unsafe fn tuple_xmin(header: pg_sys::HeapTupleHeader) -> pg_sys::TransactionId {
     const FROZEN: u16 = (pg_sys::HEAP_XMIN_COMMITTED | pg_sys::HEAP_XMIN_INVALID) as u16;
     // SAFETY: the caller's promise.
@@ -187,6 +188,7 @@ pub unsafe fn total_relation_size(relid: pg_sys::Oid) -> i64 {
 ///
 /// # Safety
 /// `page` is a locked heap page.
+#[inline]
 pub unsafe fn max_offset(page: pg_sys::Page) -> pg_sys::OffsetNumber {
     // SAFETY: the caller's promise.
     unsafe {
@@ -201,6 +203,7 @@ pub unsafe fn max_offset(page: pg_sys::Page) -> pg_sys::OffsetNumber {
 ///
 /// # Safety
 /// `page` is a locked heap page with that offset.
+#[inline]
 pub unsafe fn item_id(page: pg_sys::Page, offset: pg_sys::OffsetNumber) -> *const pg_sys::ItemIdData {
     // SAFETY: the caller's promise.
     unsafe {
@@ -213,6 +216,7 @@ pub unsafe fn item_id(page: pg_sys::Page, offset: pg_sys::OffsetNumber) -> *cons
 ///
 /// # Safety
 /// `page` is a locked page.
+#[inline]
 pub unsafe fn page_lsn(page: pg_sys::Page) -> pg_sys::XLogRecPtr {
     // SAFETY: the caller's promise.
     unsafe {
@@ -411,6 +415,7 @@ pub unsafe fn struct_of<T>(tuple: pg_sys::HeapTuple) -> *mut T {
 ///
 /// # Safety
 /// The page is pinned, and locked or private, while the tuple is used; `item` is in normal use.
+#[inline]
 pub unsafe fn page_tuple(
     rel: pg_sys::Relation,
     page: pg_sys::Page,

@@ -28,6 +28,7 @@ use super::online::{self, PagesRead, Rewrite, tag};
 use super::writer::{self, FragmentWriter};
 use crate::am::{analyze, fragments, handler, index, unique};
 use crate::error::StrataError;
+use crate::pg::deform::Deformer;
 use crate::pg::standby::Traces;
 use crate::pg::swap::{self, IndexCopy};
 use crate::pg::{OpenRelation, catalog, compat, failpoint};
@@ -84,14 +85,16 @@ pub(super) unsafe fn copy(rel: Relation) -> Copied {
     // SAFETY: `rel` is open; tuples are used while their page is pinned.
     unsafe {
         let mut writer = FragmentWriter::new(rel, rel);
-        let natts = (*(*rel).rd_att).natts as usize;
-        let (mut values, mut nulls) = (vec![Datum::null(); natts], vec![false; natts]);
+        let mut row = Deformer::new((*rel).rd_att);
         let context = writer::row_context();
         let pages = PagesRead::read(rel, |tuple| {
-            MemoryContextReset(context);
+            // Only detoasting takes memory there.
+            if !(*context).isReset {
+                MemoryContextReset(context);
+            }
             let old = MemoryContextSwitchTo(context);
-            heap_deform_tuple(tuple, (*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-            writer.push(values.as_ptr(), nulls.as_ptr(), tag(&tuple.t_self));
+            row.take_apart(tuple);
+            writer.push(row.values.as_ptr(), row.nulls.as_ptr(), tag(&tuple.t_self));
             MemoryContextSwitchTo(old);
         });
         MemoryContextDelete(context);

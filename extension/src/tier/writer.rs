@@ -5,7 +5,7 @@
 
 use super::claim;
 use super::throttle::Throttle;
-use crate::am::datum::{self, Kind};
+use crate::am::datum::{self, Kind, Number};
 use crate::am::fragments::TableFragment;
 use crate::am::{fragments, handler, index};
 use crate::error::StrataError;
@@ -34,12 +34,18 @@ pub struct FragmentWriter {
     tupdesc: TupleDesc,
     /// Attribute (from 0), and how its datums are kept; by column of the fragment.
     columns: Vec<(usize, Kind)>,
+    /// Those that are kept as numbers: attribute and scale; and their numbers in the row that is being appended.
+    numerics: Vec<(usize, u8)>,
+    numbers: Vec<Option<Number>>,
     /// Attributes that are kept as bytes in the next fragments, because a value did not fit their type.
     plain_bytes: Vec<usize>,
     sort_key: Vec<i16>,
     keys: Vec<(String, Vec<i16>)>,
-    builder: Option<Builder>,
+    /// Boxed, because each row takes it out and puts it back.
+    builder: Option<Box<Builder>>,
     memory: Building,
+    /// Bytes of values, about, since the builder's memory was looked at.
+    unweighed: usize,
     tags: Vec<u64>,
     finished: Vec<Finished>,
 }
@@ -73,20 +79,24 @@ impl FragmentWriter {
                 relid: (*keys_of).rd_id,
                 tupdesc: (*rel).rd_att,
                 columns: Vec::new(),
+                numerics: Vec::new(),
+                numbers: Vec::new(),
                 plain_bytes: Vec::new(),
                 sort_key,
                 keys,
                 builder: None,
                 memory: Building::default(),
+                unweighed: 0,
                 tags: Vec::new(),
                 finished: Vec::new(),
             }
         }
     }
 
-    fn start(&mut self) -> Builder {
+    fn start(&mut self) -> Box<Builder> {
         let mut specs = Vec::new();
         self.columns.clear();
+        self.numerics.clear();
         // SAFETY: the descriptor lives as long as the relation is open.
         unsafe {
             for i in 0..(*self.tupdesc).natts as usize {
@@ -97,6 +107,9 @@ impl FragmentWriter {
                 let (kind, ty) = datum::kind_of(attr, self.plain_bytes.contains(&i));
                 let name = std::ffi::CStr::from_ptr(attr.attname.data.as_ptr()).to_string_lossy().into_owned();
                 self.columns.push((i, kind));
+                if let Kind::Numeric(scale) = kind {
+                    self.numerics.push((i, scale));
+                }
                 specs.push(ColumnSpec { name, attnum: attr.attnum, ty });
             }
         }
@@ -114,7 +127,7 @@ impl FragmentWriter {
             })
             .collect();
         let sort_key = self.sort_key.iter().filter_map(column_of).collect();
-        self.take(Builder::new(Schema { columns: specs, sort_key, keys }, BuilderOptions::default()))
+        Box::new(self.take(Builder::new(Schema { columns: specs, sort_key, keys }, BuilderOptions::default())))
     }
 
     fn take<T>(&self, result: Result<T, FragmentError>) -> T {
@@ -135,17 +148,36 @@ impl FragmentWriter {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            if let Some((attribute, _)) = self.columns.iter().find(|(i, kind)| {
-                matches!(kind, Kind::Numeric(scale) if !*nulls.add(*i)
-                    && datum::numeric_unscaled(datum::varlena_bytes(*values.add(*i)), i32::from(*scale)).is_none())
-            }) {
-                // NaN has no unscaled value: from here on the column is kept as bytes.
-                self.plain_bytes.push(*attribute);
-                self.close(builder);
-                return self.push(values, nulls, tag);
+            self.numbers.clear();
+            for (i, scale) in &self.numerics {
+                let value = match *nulls.add(*i) {
+                    true => None,
+                    false => match datum::number(datum::varlena_bytes(*values.add(*i)), *scale) {
+                        // NaN has no unscaled value: from here on the column is kept as bytes.
+                        None => {
+                            self.plain_bytes.push(*i);
+                            self.close(builder);
+                            return self.push(values, nulls, tag);
+                        }
+                        number => number,
+                    },
+                };
+                self.numbers.push(value);
             }
+            let mut numbers = self.numbers.iter();
             for (c, (i, kind)) in self.columns.iter().enumerate() {
-                datum::push(builder.column(c), *kind, *values.add(*i), *nulls.add(*i));
+                let column = builder.column(c);
+                self.unweighed += match kind {
+                    Kind::Numeric(_) => {
+                        match numbers.next() {
+                            Some(Some(Number::Narrow(v))) => column.push_i64(*v),
+                            Some(Some(Number::Wide(v))) => column.push_i128(*v),
+                            _ => column.push_null(),
+                        }
+                        size_of::<i128>()
+                    }
+                    _ => datum::push(column, *kind, *values.add(*i), *nulls.add(*i)),
+                }
             }
             if self.columns.is_empty() {
                 builder.column(0).push_null();
@@ -154,16 +186,24 @@ impl FragmentWriter {
         let ended = builder.end_row();
         self.take(ended);
         self.tags.push(tag);
-        if builder.rows() >= guc::FRAGMENT_ROWS.get() as usize
-            || self.memory.is_full(builder.memory_bytes(), builder.rows())
-        {
+        if builder.rows() >= guc::FRAGMENT_ROWS.get() as usize || self.is_heavy(&builder) {
             self.close(builder);
         } else {
             self.builder = Some(builder);
         }
     }
 
-    fn close(&mut self, builder: Builder) {
+    /// Whether the rows take as much memory as they may. Looks again each time that some was added.
+    fn is_heavy(&mut self, builder: &Builder) -> bool {
+        const STEP: usize = 64 << 10;
+        if self.unweighed < STEP {
+            return false;
+        }
+        self.unweighed = 0;
+        self.memory.is_full(builder.memory_bytes(), builder.rows())
+    }
+
+    fn close(&mut self, builder: Box<Builder>) {
         if builder.rows() == 0 {
             return;
         }
