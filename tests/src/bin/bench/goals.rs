@@ -52,6 +52,35 @@ const SMOKE: Scale = Scale {
     fragments: &[10, 40],
 };
 
+/// What is run: everything, or only these parts. A table that is named is loaded and moved; queries are those of the tables that are
+/// there, and rows by key need lineitem.
+#[derive(Default)]
+pub struct Parts(Option<Vec<String>>);
+
+const PARTS: [&str; 5] = ["lineitem", "metrics", "queries", "keys", "fragments"];
+
+impl Parts {
+    fn has(&self, part: &str) -> bool {
+        self.0.as_ref().is_none_or(|only| only.iter().any(|p| p == part))
+    }
+}
+
+impl std::str::FromStr for Parts {
+    type Err = anyhow::Error;
+
+    fn from_str(list: &str) -> Result<Self> {
+        let parts: Vec<String> = list.split(',').map(str::to_owned).collect();
+        if let Some(unknown) = parts.iter().find(|p| !PARTS.contains(&p.as_str())) {
+            bail!("\"{unknown}\" is no part of the goals; there are {}", PARTS.join(", "));
+        }
+        let has = |part: &str| parts.iter().any(|p| p == part);
+        if has("keys") && !has("lineitem") {
+            bail!("\"keys\" needs \"lineitem\"");
+        }
+        Ok(Self(Some(parts)))
+    }
+}
+
 /// The run so far.
 struct Run<'a> {
     screen: &'a mut Screen,
@@ -64,13 +93,19 @@ struct Run<'a> {
 }
 
 /// Runs it; true: all goals are met.
-pub fn run(screen: &mut Screen, smoke: bool, out: &Path) -> Result<bool> {
+pub fn run(screen: &mut Screen, smoke: bool, parts: &Parts, out: &Path) -> Result<bool> {
     let scale = if smoke { &SMOKE } else { &FULL };
     let cache = flights::cache_directory()?;
     fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
     screen.chapter("Tables");
     let tools = Tools::find(&cache, &mut |s| screen.say(s))?;
-    let tables = [tables::lineitem(tools.lineitem(&cache, scale.lineitem)?), tables::metrics(&cache, scale.metrics)?];
+    let mut tables = Vec::new();
+    if parts.has("lineitem") {
+        tables.push(tables::lineitem(tools.lineitem(&cache, scale.lineitem)?));
+    }
+    if parts.has("metrics") {
+        tables.push(tables::metrics(&cache, scale.metrics)?);
+    }
     let cluster = Cluster::with(
         Options::new()
             .set("shared_buffers", if smoke { "128MB" } else { "3GB" })
@@ -87,14 +122,19 @@ pub fn run(screen: &mut Screen, smoke: bool, out: &Path) -> Result<bool> {
     let mut run = Run { screen, scale, cluster: &cluster, c, meter, goals: Goals::default(), bars: Vec::new() };
     let place = tempfile::tempdir_in(&cache)?;
     let file = place.path().join("bench.duckdb");
-    let mut duck = tools.open(&file)?;
+    let mut duck = if parts.has("queries") { Some(tools.open(&file)?) } else { None };
     for table in &tables {
-        run.load(table, &mut duck, &file)?;
+        run.load(table, duck.as_mut(), &file)?;
     }
-    run.queries(&mut duck)?;
-    drop(duck);
-    run.keys(&tables[0])?;
-    run.fragments()?;
+    if let Some(mut duck) = duck {
+        run.queries(&mut duck, &tables)?;
+    }
+    if let Some(lineitem) = tables.first().filter(|_| parts.has("keys")) {
+        run.keys(lineitem)?;
+    }
+    if parts.has("fragments") {
+        run.fragments()?;
+    }
     verdict::plot(&run.bars, &out.join("bench.svg"))?;
     run.screen.say(&format!("CPU times are drawn in {}", out.join("bench.svg").display()));
     if smoke {
@@ -113,14 +153,16 @@ fn on(sql: &str, table: &str) -> String {
 
 impl Run<'_> {
     /// Loads a table everywhere, moves it, and compares the two forms in PostgreSQL.
-    fn load(&mut self, table: &Table, duck: &mut Duck, file: &Path) -> Result<()> {
+    fn load(&mut self, table: &Table, duck: Option<&mut Duck>, file: &Path) -> Result<()> {
         let warm = format!("{}_warm", table.name);
         let rows = table.load(&mut self.c, table.name)?;
         table.load(&mut self.c, &warm)?;
         let moved = table.to_warm(&mut self.c, &self.meter, &warm)?;
         let before = fs::metadata(file).map_or(0, |m| m.len());
-        table.load_duck(duck)?;
-        let in_duck = fs::metadata(file)?.len().saturating_sub(before);
+        if let Some(duck) = duck {
+            table.load_duck(duck)?;
+        }
+        let in_duck = fs::metadata(file).map_or(0, |m| m.len()).saturating_sub(before);
         self.same_rows(table.name, &warm)?;
         let heap = tables::pages(&mut self.c, table.name)?;
         let size = tables::warm_bytes(&mut self.c, &warm, self.cluster.store())?;
@@ -157,10 +199,10 @@ impl Run<'_> {
         Ok((rows, cost))
     }
 
-    fn queries(&mut self, duck: &mut Duck) -> Result<()> {
+    fn queries(&mut self, duck: &mut Duck, tables: &[Table]) -> Result<()> {
         self.screen.chapter("Queries: milliseconds of CPU (wall)");
         let mut lines = Vec::new();
-        for q in work::QUERIES {
+        for q in work::QUERIES.iter().filter(|q| tables.iter().any(|t| t.name == q.table)) {
             let warm_table = format!("{}_warm", q.table);
             let (heap_rows, heap) = self.query(&on(q.sql, q.table))?;
             let (warm_rows, warm) = self.query(&on(q.sql, &warm_table))?;

@@ -1,4 +1,4 @@
-//! `make bench`: `strata-bench goals [--smoke] [--out DIR]`, `strata-bench warm` and `strata-bench backup`. Ratios between columns
+//! `make bench`: `strata-bench goals [--smoke] [--out DIR] [--only PART,…]`, `strata-bench warm` and `strata-bench backup`. Ratios between columns
 //! of one run, not seconds.
 
 mod backup;
@@ -39,15 +39,16 @@ fn main() -> ExitCode {
 }
 
 fn run_goals(screen: &mut Screen, mut arguments: impl Iterator<Item = String>) -> Result<bool> {
-    let (mut smoke, mut out) = (false, None);
+    let (mut smoke, mut out, mut parts) = (false, None, goals::Parts::default());
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--smoke" => smoke = true,
             "--out" => out = arguments.next().map(PathBuf::from),
-            other => bail!("\"{other}\" is no option of goals; there are --smoke and --out DIR"),
+            "--only" => parts = arguments.next().unwrap_or_default().parse()?,
+            other => bail!("\"{other}\" is no option of goals; there are --smoke, --out DIR and --only PART,…"),
         }
     }
-    goals::run(screen, smoke, &out.map_or_else(goals::default_output, Ok)?)
+    goals::run(screen, smoke, &parts, &out.map_or_else(goals::default_output, Ok)?)
 }
 
 fn usage(given: Option<&str>) -> Result<bool> {
