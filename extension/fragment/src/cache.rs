@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::codec::Lazy;
+use crate::codec::whole::Words;
+use crate::codec::{Lazy, Whole};
 use crate::column::Column;
 use crate::memory::{self, Taken};
 
@@ -18,6 +19,8 @@ pub(crate) enum Key {
     Chunk(usize, usize),
     /// A decoded chunk, by block and column.
     Column(usize, usize),
+    /// The whole numbers of a decoded chunk, by block and column.
+    Words(usize, usize),
     /// A filter, by its position and block.
     Filter(usize, usize),
 }
@@ -27,6 +30,7 @@ pub(crate) enum Item {
     /// A checked chunk, and how often single values were read from it.
     Chunk(Rc<(Lazy, Cell<u32>)>),
     Column(Rc<Column>),
+    Words(Rc<(Whole, Words)>),
     Filter(Rc<Vec<u8>>),
 }
 
@@ -37,6 +41,7 @@ impl Item {
             + match self {
                 Self::Chunk(c) => c.0.memory(),
                 Self::Column(c) => size_of::<Column>() + c.memory_bytes(),
+                Self::Words(w) => w.1.memory(),
                 Self::Filter(f) => f.capacity(),
             }
     }

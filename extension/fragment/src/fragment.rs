@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::cache::{Cache, Item, Key};
-use crate::codec::{self, Context, Lazy};
+use crate::codec::whole::Words;
+use crate::codec::{self, Context, Lazy, Whole};
 use crate::column::{Column, Dictionary};
 use crate::error::{FragmentError, Result};
 use crate::files::{FileId, read_at};
@@ -289,6 +290,35 @@ impl Fragment {
         Ok(column)
     }
 
+    /// The whole numbers of a column of a block for looking up, kept for the next time; `None` if there are none of that kind.
+    pub(crate) fn words(&self, block: usize, col: usize) -> Result<Option<Rc<(Whole, Words)>>> {
+        let key = Key::Words(block, col);
+        if let Some(Item::Words(w)) = self.cache.borrow_mut().get(key) {
+            return Ok(Some(w));
+        }
+        let chunk = self.chunk(block, col)?;
+        let whole = chunk.repr.whole().is_some() && chunk.zone.null_count == 0;
+        let decoded = self.cache.borrow().contains(Key::Column(block, col));
+        if decoded || !whole || !self.footer.schema.columns[col].ty.is_integer() {
+            return Ok(None);
+        }
+        let kept = self.cached_chunk(block, col);
+        let words = match kept {
+            Some(chunk) => chunk.0.words(),
+            None => self.read_chunk(block, col)?.words(),
+        };
+        let Some(words) = words.map_err(|e| self.damaged_chunk(block, col, &e))?.map(Rc::new) else { return Ok(None) };
+        let access = self.access.get();
+        let loaded = access == Access::Loaded;
+        if self.keep(key, Item::Words(Rc::clone(&words)), |bytes| memory::take_for_row(bytes, access), loaded)
+            && !loaded
+        {
+            let chunk = self.cache.borrow_mut().remove(Key::Chunk(block, col));
+            drop(chunk);
+        }
+        Ok(Some(words))
+    }
+
     /// One value. Reads one chunk, which is kept.
     pub fn value(&self, block: usize, col: usize, row_in_block: u32) -> Result<Value> {
         let rows = self.blocks.get(block).map_or(0, |b| b.rows);
@@ -298,6 +328,12 @@ impl Fragment {
         let kept = self.cache.borrow_mut().get(Key::Column(block, col));
         if let Some(Item::Column(c)) = kept {
             return Ok(c.value(row_in_block as usize));
+        }
+        let kept = self.cache.borrow_mut().get(Key::Words(block, col));
+        if let Some(Item::Words(w)) = kept {
+            let number = w.0.number(w.1.get(row_in_block as usize));
+            let value = codec::number_value(number, self.footer.schema.columns[col].ty);
+            return value.map_err(|e| self.damaged_chunk(block, col, &e));
         }
         let chunk = match self.cached_chunk(block, col) {
             Some(chunk) => chunk,

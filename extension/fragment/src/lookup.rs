@@ -110,6 +110,13 @@ impl Fragment {
                 };
                 continue;
             }
+            if let (Some(words), Some(v)) = (self.words(block, *c)?, v.as_i128()) {
+                let (whole, words) = &*words;
+                let order = |row: u32| whole.number(words.get(row as usize)).cmp(&v);
+                let start = partition(range.clone(), |r| order(r).is_lt());
+                range = start..partition(start..range.end, |r| order(r).is_eq());
+                continue;
+            }
             // Within the rows that are equal in the columns before, this column is sorted, its nulls last.
             let column = self.column(block, *c)?;
             let order = |row: u32| match column.is_null(row as usize) {

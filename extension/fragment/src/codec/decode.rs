@@ -8,7 +8,7 @@ use vortex::buffer::ByteBuffer;
 use vortex::dtype::{DType, Nullability, PType};
 use vortex::session::registry::{Id, ReadContext};
 
-use super::whole::{Target, Whole, Word, power};
+use super::whole::{Target, Whole, Word, Words, power};
 use super::{Repr, SESSION, guard, text};
 use crate::column::{Column, ColumnData, Dictionary};
 use crate::nulls::NullSet;
@@ -208,6 +208,23 @@ impl Lazy {
             None => dense,
         };
         Ok(Some(Column { data, nulls }))
+    }
+
+    /// Whole numbers as they are kept, but without differences: a fraction of the memory of the column. `None` if they are kept in another
+    /// way, or if there are nulls.
+    pub(crate) fn words(&self) -> Result<Option<(Whole, Words)>, String> {
+        let (Some(whole), Some(array), None) = (self.repr.whole(), &self.array, &self.nulls) else { return Ok(None) };
+        if !self.ty.is_integer() {
+            return Ok(None);
+        }
+        let (whole, words) = guard(|| {
+            let array = primitive(array.clone())?;
+            with_ptype!(array, w => Ok::<_, String>(whole.undone(w)))
+        })?;
+        if words.len() != self.rows as usize {
+            return Err(format!("{} values instead of {}", words.len(), self.rows));
+        }
+        Ok(Some((whole, words)))
     }
 
     fn null_rows(&self) -> Option<Vec<bool>> {

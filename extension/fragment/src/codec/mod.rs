@@ -40,7 +40,7 @@ use vortex::session::VortexSession;
 use vortex::session::registry::Id;
 
 pub(crate) use decode::{Context, Lazy};
-pub(crate) use encode::{Encoder, Habit};
+pub(crate) use encode::{Encoder, Habit, number_value};
 pub(crate) use whole::Whole;
 
 use crate::value::Value;
