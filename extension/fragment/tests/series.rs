@@ -176,7 +176,7 @@ fn integers_of_every_shape_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let mut dice = Dice(3);
     let n = 20_000u64;
-    let shapes: Vec<Vec<i64>> = vec![
+    let shapes: [Vec<i64>; 10] = [
         (0..n).map(|i| i as i64 * 7 - 5).collect(),
         (0..n).map(|i| (i / 700) as i64 * i64::from(i32::MAX)).collect(),
         (0..n).map(|_| dice.below(1 << 20) as i64).collect(),

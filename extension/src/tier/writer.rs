@@ -156,7 +156,7 @@ impl FragmentWriter {
                         // NaN has no unscaled value: from here on the column is kept as bytes.
                         None => {
                             self.plain_bytes.push(*i);
-                            self.close(builder);
+                            self.close(*builder);
                             return self.push(values, nulls, tag);
                         }
                         number => number,
@@ -187,7 +187,7 @@ impl FragmentWriter {
         self.take(ended);
         self.tags.push(tag);
         if builder.rows() >= guc::FRAGMENT_ROWS.get() as usize || self.is_heavy(&builder) {
-            self.close(builder);
+            self.close(*builder);
         } else {
             self.builder = Some(builder);
         }
@@ -203,7 +203,7 @@ impl FragmentWriter {
         self.memory.is_full(builder.memory_bytes(), builder.rows())
     }
 
-    fn close(&mut self, builder: Box<Builder>) {
+    fn close(&mut self, builder: Builder) {
         if builder.rows() == 0 {
             return;
         }
@@ -239,7 +239,7 @@ impl FragmentWriter {
     /// Writes the last fragment; returns all of them.
     pub fn finish(mut self) -> Vec<Finished> {
         if let Some(builder) = self.builder.take() {
-            self.close(builder);
+            self.close(*builder);
         }
         std::mem::take(&mut self.finished)
     }
