@@ -2,11 +2,21 @@
 
 -- Logical decoding leaves out changes of a relation with relrewrite (unless a consumer asks for rewrites): it is how the files that
 -- ALTER TABLE fills are kept out of it. There is no other way to keep a table out of FOR ALL TABLES and of consumers that read all.
-UPDATE pg_catalog.pg_class SET relrewrite = oid
- WHERE relnamespace OPERATOR(pg_catalog.=) 'strata'::pg_catalog.regnamespace AND relkind OPERATOR(pg_catalog.=) 'r';
-UPDATE pg_catalog.pg_class toast SET relrewrite = toast.oid FROM pg_catalog.pg_class t
- WHERE t.relnamespace OPERATOR(pg_catalog.=) 'strata'::pg_catalog.regnamespace AND t.relkind OPERATOR(pg_catalog.=) 'r'
-   AND toast.oid OPERATOR(pg_catalog.=) t.reltoastrelid;
+-- pg_upgrade does not carry it over, so the runs of the policies see to it again.
+CREATE FUNCTION strata.hide_catalog() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE pg_class c SET relrewrite = c.oid
+      FROM (SELECT t.oid, t.reltoastrelid
+              FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid JOIN pg_class t ON t.oid = d.objid
+             WHERE d.refclassid = 'pg_extension'::regclass AND e.extname = 'strata' AND d.classid = 'pg_class'::regclass
+               AND d.deptype = 'e' AND t.relkind = 'r') own
+     WHERE c.oid IN (own.oid, own.reltoastrelid) AND c.relrewrite <> c.oid;
+END
+$$;
+COMMENT ON FUNCTION strata.hide_catalog() IS 'keeps the tables of schema strata out of logical decoding; called by the extension''s script and by each run of the background worker. Needed once after pg_upgrade; a superuser''s';
+
+SELECT strata.hide_catalog();
 
 -- The first copy of a subscription is not decoded. A publisher's catalog must not get into a subscriber's own: a trigger drops what a
 -- subscription's worker writes there. The extension itself, which a worker calls when it changes a warm table, writes as role

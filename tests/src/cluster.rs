@@ -24,11 +24,12 @@ pub struct Options {
     extension: bool,
     store: Option<PathBuf>,
     parent: PathBuf,
+    bin: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { settings: Vec::new(), extension: true, store: None, parent: std::env::temp_dir() }
+        Self { settings: Vec::new(), extension: true, store: None, parent: std::env::temp_dir(), bin: None }
     }
 }
 
@@ -61,6 +62,12 @@ impl Options {
         self
     }
 
+    /// Takes the server's programs from `bin` instead of where `PG_CONFIG` says.
+    pub fn programs(mut self, bin: &Path) -> Self {
+        self.bin = Some(bin.to_path_buf());
+        self
+    }
+
     /// Makes the cluster's directory in `parent` instead of the system's temporary directory.
     pub fn parent(mut self, parent: &Path) -> Self {
         self.parent = parent.to_path_buf();
@@ -90,7 +97,17 @@ impl Cluster {
 
     /// A new server after `options`, started.
     pub fn with(options: Options) -> Result<Self> {
-        let cluster = Self::prepare(&options)?;
+        let cluster = Self::initialized(&options)?;
+        cluster.up()?;
+        if options.extension {
+            cluster.connect()?.batch_execute("CREATE EXTENSION strata")?;
+        }
+        Ok(cluster)
+    }
+
+    /// A new server after `options`, not started and without the extension in its database.
+    pub fn initialized(options: &Options) -> Result<Self> {
+        let cluster = Self::prepare(options)?;
         run(as_server(cluster.bin.join("initdb")).arg("-D").arg(&cluster.data).args([
             "--no-sync",
             "--data-checksums",
@@ -127,10 +144,6 @@ impl Cluster {
         let file = cluster.data.join("postgresql.conf");
         let text = fs::read_to_string(&file)? + &conf;
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-        cluster.up()?;
-        if options.extension {
-            cluster.connect()?.batch_execute("CREATE EXTENSION strata")?;
-        }
         Ok(cluster)
     }
 
@@ -141,7 +154,7 @@ impl Cluster {
         give_to_server(&dir)?;
         let cluster = Self {
             store: options.store.clone().unwrap_or_else(|| dir.join("data.strata")),
-            bin: process::pg_config("bindir")?,
+            bin: options.bin.clone().map_or_else(|| process::pg_config("bindir"), Ok)?,
             sockets: dir.clone(),
             port: 5432,
             keep: std::env::var_os("STRATA_KEEP").is_some(),
@@ -259,6 +272,16 @@ impl Cluster {
     /// Leaves the directory and a running server behind when this value is dropped.
     pub fn keep(&mut self) {
         self.keep = true;
+    }
+
+    /// The directory of the server's programs.
+    pub fn programs(&self) -> &Path {
+        &self.bin
+    }
+
+    /// The store goes on with another server: this one leaves it when its value is dropped.
+    pub fn leave_store(&mut self) {
+        self.shares = true;
     }
 
     /// A program of this PostgreSQL installation, to be run as the server's user and told how to connect.

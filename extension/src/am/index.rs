@@ -13,6 +13,7 @@ use core::ffi::c_void;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 use roaring::RoaringTreemap;
+use std::cell::Cell;
 use std::ptr::null_mut;
 use strata_fragment::memory::Charge;
 
@@ -44,6 +45,51 @@ pub unsafe fn is_plain(index: Relation) -> bool {
             && !compat::nulls_not_distinct(form)
             && has_image_equality(index)
             && !names_a_column_twice(form)
+    }
+}
+
+thread_local! {
+    static WITH_ALL_ENTRIES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Builds of indexes in `f` give fragment rows their entries, whatever the index looks like: the copy of a deferrable unique index does
+/// not know that it is one.
+pub fn with_all_entries<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            WITH_ALL_ENTRIES.set(self.0);
+        }
+    }
+    let _restore = Restore(WITH_ALL_ENTRIES.replace(true));
+    f()
+}
+
+/// Whether an index is built without entries for fragment rows.
+unsafe fn is_built_plain(rel: Relation, index: Relation) -> bool {
+    // SAFETY: the caller's promise: both are open.
+    unsafe { is_plain(index) && !WITH_ALL_ENTRIES.get() && !may_become_deferrable(rel, index) }
+}
+
+/// Whether the index, which is built concurrently, may be the copy with which REINDEX CONCURRENTLY replaces a deferrable unique index of
+/// `rel`: the copy becomes deferrable when it takes the other's place.
+unsafe fn may_become_deferrable(rel: Relation, index: Relation) -> bool {
+    // SAFETY: the caller's promise; the arrays have indnkeyatts elements.
+    unsafe {
+        let form = &*(*index).rd_index;
+        let keys = |form: &FormData_pg_index| {
+            std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize).to_vec()
+        };
+        if !form.indisunique || form.indisready {
+            return false;
+        }
+        index_oids(rel).into_iter().filter(|oid| *oid != (*index).rd_id).any(|oid| {
+            let other = index_open(oid, AccessShareLock as i32);
+            let theirs = &*(*other).rd_index;
+            let found = theirs.indisunique && !theirs.indimmediate && keys(theirs) == keys(form);
+            index_close(other, NoLock as i32);
+            found
+        })
     }
 }
 
@@ -267,7 +313,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
         if start != 0 || blocks != InvalidBlockNumber {
             return delta;
         }
-        if is_plain(index) {
+        if is_built_plain(rel, index) {
             // A rebuild may ask for no check: VACUUM FULL leaves an index invalid whose unique build has failed.
             if (*info).ii_Unique && !super::unique::building_known_unique() {
                 super::unique::check_whole_table(rel, index, info);

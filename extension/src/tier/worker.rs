@@ -110,6 +110,8 @@ pub extern "C-unwind" fn strata_policies_main(arg: pg_sys::Datum) {
         }
         run_top_level(c"CALL strata.run_policies()", pg_sys::CommandTag::CMDTAG_CALL);
         run_top_level(c"SELECT strata.sweep()", pg_sys::CommandTag::CMDTAG_SELECT);
+        // pg_upgrade loses it.
+        run_top_level(c"SELECT strata.hide_catalog()", pg_sys::CommandTag::CMDTAG_SELECT);
     }
 }
 
