@@ -165,7 +165,7 @@ fn pg_amcheck_checks_the_indexes_of_warm_tables() {
     )
     .unwrap();
     let (code, text) = checks::failure(&mut c, "SELECT bt_index_check('w_k_idx', true)").unwrap();
-    assert_eq!(code, "XX002", "{text}");
+    assert_eq!(code, "XX001", "{text}");
 }
 
 fn space(cluster: &Cluster, c: &mut Client, name: &str) {

@@ -13,7 +13,6 @@ use core::ffi::c_void;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 use roaring::RoaringTreemap;
-use std::cell::Cell;
 use std::ptr::null_mut;
 use strata_fragment::memory::Charge;
 
@@ -48,27 +47,10 @@ pub unsafe fn is_plain(index: Relation) -> bool {
     }
 }
 
-thread_local! {
-    static WITH_ALL_ENTRIES: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Builds of indexes in `f` give fragment rows their entries, whatever the index looks like: the copy of a deferrable unique index does
-/// not know that it is one.
-pub fn with_all_entries<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            WITH_ALL_ENTRIES.set(self.0);
-        }
-    }
-    let _restore = Restore(WITH_ALL_ENTRIES.replace(true));
-    f()
-}
-
 /// Whether an index is built without entries for fragment rows.
 unsafe fn is_built_plain(rel: Relation, index: Relation) -> bool {
     // SAFETY: the caller's promise: both are open.
-    unsafe { is_plain(index) && !WITH_ALL_ENTRIES.get() && !may_become_deferrable(rel, index) }
+    unsafe { is_plain(index) && !may_become_deferrable(rel, index) }
 }
 
 /// Whether the index, which is built concurrently, may be the copy with which REINDEX CONCURRENTLY replaces a deferrable unique index of
