@@ -82,7 +82,7 @@ COMMENT ON COLUMN strata.heat.since IS 'when sampling began';
 
 CREATE TABLE strata.job (
     job_id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind         text NOT NULL CHECK (kind IN ('move', 'consolidate', 'backup', 'recovery_plan', 'recover', 'verify')),
+    kind         text NOT NULL CHECK (kind IN ('move', 'consolidate', 'backup', 'recovery_plan', 'recover', 'verify', 'expire', 'drill')),
     object       text,
     state        text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done', 'failed')),
     phase        text,

@@ -44,6 +44,10 @@ text_enum! {
         Recover = "recover",
         /// The repository is verified.
         Verify = "verify",
+        /// What is not kept is removed from the repository.
+        Expire = "expire",
+        /// A recovery is tried in a scratch directory.
+        Drill = "drill",
     }
 }
 
@@ -184,6 +188,8 @@ mod tests {
             JobKind::RecoveryPlan,
             JobKind::Recover,
             JobKind::Verify,
+            JobKind::Expire,
+            JobKind::Drill,
         ];
         for kind in kinds {
             assert!(schema.contains(&format!("'{kind}'")), "{kind}");

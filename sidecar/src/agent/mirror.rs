@@ -1,5 +1,8 @@
 //! Mirrors the repository's catalog into schema `strata` of the conninfo's database.
 //!
+//! What was expired goes from the mirror. Only a repository that says that something was expired from it (`expired.json`) is
+//! believed to be whole: one whose file system is not mounted must not empty the tables.
+//!
 //! What is mirrored makes WAL. On an idle server with `archive_timeout`, a row for each archived segment would make the
 //! next segment worth archiving, for ever. So a single new segment waits until something else is mirrored or some time
 //! has passed.
@@ -62,6 +65,11 @@ struct News {
     logs: Vec<LogBackupRow>,
     paths: Vec<PathBuf>,
     damaged: Vec<String>,
+    /// Backups that were expired.
+    gone_backups: Vec<String>,
+    /// Names of logs that were expired.
+    gone_logs: Vec<String>,
+    gone_paths: Vec<PathBuf>,
 }
 
 impl Mirror {
@@ -84,6 +92,26 @@ impl Mirror {
             if self.damaged.insert(text.clone()) {
                 tracing::error!("not mirrored: {text}");
             }
+        }
+        if !news.gone_backups.is_empty() || !news.gone_logs.is_empty() {
+            let (system, member) = (&shared.config.system, &shared.config.member.name);
+            session
+                .execute(
+                    "DELETE FROM strata.backup WHERE system = $1 AND member = $2 AND state = 'complete' AND backup_id = ANY($3)",
+                    &[system, member, &news.gone_backups],
+                )
+                .await?;
+            session
+                .execute(
+                    "DELETE FROM strata.log_backup WHERE system = $1 AND member = $2 AND name = ANY($3)",
+                    &[system, member, &news.gone_logs],
+                )
+                .await?;
+            self.backups.retain(|id| !news.gone_backups.contains(id));
+            let gone: HashSet<&String> = news.gone_logs.iter().collect();
+            self.logs.retain(|name| !gone.contains(name));
+            let gone: HashSet<&PathBuf> = news.gone_paths.iter().collect();
+            self.fragment_paths.retain(|path| !gone.contains(path));
         }
         for entry in news.backups {
             let repository = shared.repository().await?;
@@ -126,19 +154,39 @@ impl Mirror {
 impl News {
     fn collect(repository: &Repository, known: &Mirror) -> Result<Self> {
         let mut news = Self::default();
+        // Read first: what is recorded meanwhile is in the lists below.
+        let whole = repository.expired()?.is_some();
+        let mut there: HashSet<String> = HashSet::new();
         for id in repository.backup_ids()? {
+            there.insert(id.clone());
             if !known.backups.contains(&id) {
                 let entry = news.sound(repository.backup(&id))?;
                 news.backups.extend(entry.flatten());
             }
         }
+        if whole {
+            news.gone_backups.extend(known.backups.iter().filter(|id| !there.contains(*id)).cloned());
+        }
+        there.clear();
         for name in repository.wal_names()? {
+            there.insert(name.clone());
             if !known.logs.contains(&name) {
                 let row = news.sound(wal_row(repository, &name))?;
                 news.logs.extend(row.flatten());
             }
         }
-        for path in repository.fragment_log_paths()? {
+        let paths = repository.fragment_log_paths()?;
+        if whole {
+            let of_log = |path: &PathBuf| {
+                let hash = crate::retention::gather::hash_of(path)?;
+                Some(format!("{}/{hash}", path.parent()?.file_name()?.to_str()?))
+            };
+            there.extend(paths.iter().filter_map(of_log));
+            news.gone_logs.extend(known.logs.iter().filter(|name| !there.contains(*name)).cloned());
+            let paths: HashSet<&PathBuf> = paths.iter().collect();
+            news.gone_paths.extend(known.fragment_paths.iter().filter(|path| !paths.contains(path)).cloned());
+        }
+        for path in paths {
             if !known.fragment_paths.contains(&path) {
                 let entry = sealed::read_required::<FragmentLogEntry>(&path);
                 let Some(entry) = news.sound(entry)? else { continue };

@@ -226,7 +226,7 @@ async fn clear_stale(shared: &Shared) {
         session
             .execute(
                 "UPDATE strata.job SET state = 'failed', error = 'the process that ran it ended', finished_at = clock_timestamp() \
-                 WHERE state = 'running' AND kind IN ('backup', 'recovery_plan', 'recover', 'verify')",
+                 WHERE state = 'running' AND kind IN ('backup', 'recovery_plan', 'recover', 'verify', 'expire', 'drill')",
                 &[],
             )
             .await?;

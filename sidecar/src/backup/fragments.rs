@@ -143,6 +143,8 @@ pub fn keep(
     timeline: u32,
 ) -> Result<u64> {
     let below = names::fragment_relative_path(database.oid, &row.hash).unwrap_or_default();
+    // From the look at the repository until the log names the fragment, nobody may remove it.
+    let _shared = repository.share_fragments()?;
     let copied = repository.put_fragment(&row.hash, &store.join(below))?;
     repository.log_fragment(&FragmentLogEntry {
         database_oid: database.oid,

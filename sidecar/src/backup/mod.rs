@@ -4,7 +4,7 @@
 //!   lock ─► clear what an interrupted backup left ─► pg_backup_start
 //!        ─► copy files into packs (parallel), pg_control last ─► pg_backup_stop ─► copy fragments
 //!        ─► wait for the WAL ─► manifest ─► catalog entry        (the backup exists from here on)
-//!        ─► mirror into schema strata
+//!        ─► mirror into schema strata ─► expire, when retention.automatic says so
 //! ```
 //!
 //! Promises. A backup in the catalog can be recovered by itself: its packs, its fragments, and the WAL from its start to
@@ -26,6 +26,7 @@ use crate::repository::catalog::BackupEntry;
 use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Server};
 use crate::repository::{FORMAT, Identity, Repository, fsio};
+use crate::retention::{self, ExpireRequest};
 use crate::wal::name::Segment;
 use copy::{Copied, CopyOptions};
 use jiff::Timestamp;
@@ -47,6 +48,9 @@ pub struct BackupReport {
     pub seconds: f64,
     /// What was wrong on the server, one line each: the backup is complete, but these could not be copied whole.
     pub damage: Vec<String>,
+    /// What was expired after it, when the configuration says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expired: Option<serde_json::Value>,
 }
 
 /// Takes a backup.
@@ -61,7 +65,7 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
     check(config, &info, &data_directory)?;
     let repository = Repository::open_or_create(config)?;
     repository.claim(&Identity { system_identifier: info.system_identifier, segment_size: info.segment_size })?;
-    let _lock = lock(&repository).await?;
+    let lock = lock(&repository).await?;
     clear_interrupted(&repository)?;
     let mirrored = record::has_jobs(&session).await;
     if mirrored && let Err(error) = record::fail_interrupted(&session, &config.system, &config.member.name).await {
@@ -89,7 +93,9 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
             if mirrored && let Err(error) = record::upsert_backup(&session, &entry.row(&repository)).await {
                 tracing::warn!("the backup is not mirrored in strata.backup: {error}");
             }
-            Ok(BackupReport { entry, seconds: began.elapsed().as_secs_f64(), damage })
+            let seconds = began.elapsed().as_secs_f64();
+            let expired = expire(config, &repository, &info, lock, progress).await;
+            Ok(BackupReport { entry, seconds, damage, expired })
         }
         Err(error) => {
             if let Err(error) = repository.remove_unfinished(&id) {
@@ -99,6 +105,29 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
                 run.mirror_state(BackupState::Failed, Some(&error)).await;
             }
             Err(error)
+        }
+    }
+}
+
+/// Expires after a backup when the configuration says so, under the backup's lock. The backup is good whatever comes of it.
+async fn expire(
+    config: &Config,
+    repository: &Repository,
+    info: &ServerInfo,
+    lock: Lock,
+    progress: &Progress,
+) -> Option<serde_json::Value> {
+    if !config.retention.automatic || config.retention.is_empty() {
+        return None;
+    }
+    let store = Some(info.store_or(config.member.store.as_ref()));
+    let (config, repository, progress) = (config.clone(), repository.clone(), progress.clone());
+    let request = ExpireRequest { dry_run: false, store };
+    match blocking(move || retention::locked(&config, &repository, &request, &lock, &progress)).await {
+        Ok(report) => Some(report.summary()),
+        Err(error) => {
+            tracing::error!("the backup is complete, but nothing, or not all, was expired: {}", error.full_text());
+            Some(serde_json::json!({"error": error.full_text()}))
         }
     }
 }

@@ -7,6 +7,7 @@
 mod agent;
 mod backup;
 mod check;
+mod expire;
 mod fragment;
 mod info;
 mod output;
@@ -52,6 +53,17 @@ A TARGET is one of
   0/16B3748                     a WAL position, as pg_current_wal_lsn() shows it
   20260131T083000Z              a backup's id, as \"strata info\" shows it: the end of that backup
 The earliest target is the end of the first backup, the last one the end of the archived WAL.";
+
+/// Shown below the help of what expires.
+const RETENTION: &str = "\
+The rules are in strata.toml. What one of them keeps is kept:
+  [retention]
+  keep_backups = 7              the 7 newest backups that can be recovered
+  keep_for = \"30d\"              backups that ended within 30 days
+  recovery_window = \"14d\"       every moment of the last 14 days; older backups that the others keep stay by themselves,
+                                without the WAL between. Without it: every moment since the oldest kept backup
+  automatic = true              expire after each backup that succeeded
+Without any rule nothing is removed. At least one backup that can be recovered always stays.";
 
 /// Strata's sidecar: backup and recovery of PostgreSQL together with its warm fragments.
 #[derive(Debug, Parser)]
@@ -109,6 +121,9 @@ enum Command {
     Recover(recover::Args),
     /// Read everything in the repository and check it by its checksums
     Verify(verify::Args),
+    /// Remove backups, WAL and fragments that nothing needs which [retention] of the configuration keeps
+    #[command(after_help = RETENTION)]
+    Expire(expire::Args),
     /// Archive and restore WAL files: what PostgreSQL calls, not people
     #[command(subcommand)]
     Wal(wal::Command),
@@ -150,6 +165,7 @@ fn run(cli: &Cli, out: &Output) -> Result<()> {
         Command::Info(args) => info::run(args, &config()?, out),
         Command::Plan(args) => plan::run(args, &config()?, out),
         Command::Recover(args) => block_on(recover::run(args, &config()?, out)),
+        Command::Expire(args) => block_on(expire::run(args, &config()?, out)),
         Command::Verify(args) => verify::run(args, &config()?, out),
     }
 }

@@ -5,8 +5,11 @@
 //! exists. Unknown keys are errors, so that a misspelt one is not silently ignored. Paths must be absolute: commands run
 //! from the server's data directory, from a shell, and from a service manager.
 
+pub mod retention;
+
 use crate::error::{AtPath, Error, ErrorKind, Result};
 use jiff::SignedDuration;
+pub use retention::RetentionConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +30,9 @@ pub struct Config {
     /// The agent.
     #[serde(default)]
     pub agent: AgentConfig,
+    /// What is kept, and for how long.
+    #[serde(default)]
+    pub retention: RetentionConfig,
     /// The file that this came from.
     #[serde(skip)]
     pub file: PathBuf,

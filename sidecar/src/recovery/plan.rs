@@ -162,6 +162,7 @@ impl Planner<'_> {
         let archived = self.archived_until(from, size)?;
         let stop = self.stop(&backup, from, archived, size)?;
 
+        let expired = self.repository.expired()?;
         let mut wal_stored_bytes = 0;
         let mut creates_tablespace = false;
         for number in from..=stop.last {
@@ -172,7 +173,11 @@ impl Planner<'_> {
                     creates_tablespace |= wal.segment.is_some_and(|summary| summary.creates_tablespace);
                 }
                 Ok(None) => {
-                    note(ErrorKind::Gap, format!("the WAL segment {segment} is missing from the archive"), &mut missing)
+                    let what = match expired.as_ref().is_some_and(|expired| expired.has(segment)) {
+                        true => "was expired",
+                        false => "is missing from the archive",
+                    };
+                    note(ErrorKind::Gap, format!("the WAL segment {segment} {what}"), &mut missing)
                 }
                 Err(error) => note(error.kind, error.message, &mut missing),
             }
@@ -469,4 +474,4 @@ impl Tail {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

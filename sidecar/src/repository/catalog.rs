@@ -152,6 +152,17 @@ impl Repository {
         }
     }
 
+    /// Removes a backup's entry, durably. From then on the backup does not exist.
+    pub fn forget_backup(&self, id: &str) -> Result<()> {
+        self.writable()?;
+        let path = self.catalog_dir().join(format!("{id}.json"));
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.at("remove", &path),
+        }?;
+        fsio::fsync_dir(&self.catalog_dir())
+    }
+
     /// Chooses the id of a new backup and creates its folder.
     pub fn create_backup_dir(&self, now: Timestamp) -> Result<(String, PathBuf)> {
         let base = now.strftime("%Y%m%dT%H%M%SZ").to_string();
@@ -177,9 +188,15 @@ impl Repository {
     /// Fails when folders without an entry are not what interrupted backups leave: each backup clears what the one before
     /// left, and the manifest is written just before the entry. So more than one folder with a manifest, or one without any
     /// catalog, means that the catalog was lost, and that these folders are backups.
+    ///
+    /// Folders that an interrupted expire left are known by its note.
     pub fn require_catalog(&self, unfinished: &[String]) -> Result<()> {
-        let whole: Vec<&str> =
-            unfinished.iter().filter(|id| self.manifest_path(id).exists()).map(String::as_str).collect();
+        let expiring = self.expiring()?.unwrap_or_default();
+        let whole: Vec<&str> = unfinished
+            .iter()
+            .filter(|id| !expiring.backups.contains(*id) && self.manifest_path(id).exists())
+            .map(String::as_str)
+            .collect();
         if whole.len() < 2 && (whole.is_empty() || self.catalog_dir().is_dir()) {
             return Ok(());
         }

@@ -77,6 +77,8 @@ impl Repository {
     pub fn put_fragment(&self, hash: &str, from: &Path) -> Result<u64> {
         self.writable()?;
         let to = self.fragment_path(hash)?;
+        // What is there now must not be removed before it is known to be there.
+        let _shared = self.share_fragments()?;
         if to.exists() {
             fsio::confirm(&to, &self.fragments_dir())?;
             return Ok(0);

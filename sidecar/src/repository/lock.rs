@@ -51,6 +51,27 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
+    /// Takes the lock at `path` together with others that share it; waits for a holder who does not share.
+    pub fn share(path: &Path) -> Result<Self> {
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(super::fsio::FILE_MODE)
+                .open(path)
+        };
+        let file = open().at("open the lock file", path)?;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::LockShared) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::io("lock", path, error)),
+            }
+        }
+    }
+
     /// Takes a lock on a directory itself, which leaves no file.
     pub fn of_directory(dir: &Path, what: &str) -> Result<Self> {
         let file = File::open(dir).at("open", dir)?;
@@ -67,6 +88,16 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_who_share_keep_the_other_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let (first, second) = (Lock::share(&path).unwrap(), Lock::share(&path).unwrap());
+        assert_eq!(Lock::acquire(&path, "the test").unwrap_err().kind, ErrorKind::Locked);
+        drop((first, second));
+        Lock::acquire(&path, "the test").unwrap();
+    }
 
     #[test]
     fn the_second_one_is_refused_until_the_first_ends() {

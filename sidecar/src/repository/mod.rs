@@ -4,8 +4,11 @@
 //! ```text
 //! repository.json
 //! systems/SYSTEM/fragments/<hh>/<hash>.frag             each fragment once in the system's life
+//! systems/SYSTEM/fragments.lock                         held while fragments are looked for, or removed
 //! systems/SYSTEM/MEMBER/member.json                     which cluster this is
 //!                       backup.lock
+//!                       expired.json                    WAL that was removed on purpose
+//!                       expire.json                     while an expire removes backups and fragments
 //!                       catalog/ID.json                 one entry a complete backup: the truth
 //!                       backups/ID/manifest.json, *.pack
 //!                       wal/<timeline>/<name>.zst       segments; wal/<timeline>.history.zst
@@ -13,11 +16,12 @@
 //! ```
 //!
 //! Promises. A file with its final name is whole and durable. Nothing that is published is overwritten, except the
-//! `dropped` note in an entry of the fragment log. A backup exists iff its catalog entry does; the entry is written last.
+//! `dropped` note in an entry of the fragment log, and the notes about what was removed on purpose ([`expired`]). A backup exists iff its catalog entry does; the entry is written last.
 //! So a process may die anywhere: what it leaves are files with temporary names and a backup folder without an entry,
 //! and the next backup removes both.
 
 pub mod catalog;
+pub mod expired;
 pub mod fragments;
 pub mod fsio;
 pub mod info;
@@ -147,7 +151,7 @@ impl Repository {
     }
 
     /// The superuser can write into everybody's repository, and its files there would be in the way of the owner.
-    fn require_user(&self) -> Result<()> {
+    pub fn require_user(&self) -> Result<()> {
         let owner = std::fs::metadata(&self.root).map_or(0, |meta| meta.uid());
         if owner == 0 || !rustix::process::geteuid().is_root() {
             return Ok(());
@@ -196,6 +200,27 @@ impl Repository {
     pub fn lock_backup(&self) -> Result<lock::Lock> {
         let what = format!("backups of member \"{}\" of system \"{}\"", self.member, self.system);
         lock::Lock::acquire(&self.member_dir().join("backup.lock"), &what)
+    }
+
+    /// The part of another member of the same system.
+    pub fn of_member(&self, member: &str) -> Self {
+        Self { member: member.to_owned(), ..self.clone() }
+    }
+
+    fn fragment_lock(&self) -> PathBuf {
+        self.system_dir().join("fragments.lock")
+    }
+
+    /// Takes the lock under which fragments are removed, or fails at once when somebody uses fragments.
+    pub fn lock_fragments(&self) -> Result<lock::Lock> {
+        lock::Lock::acquire(&self.fragment_lock(), &format!("the fragments of system \"{}\"", self.system))
+    }
+
+    /// Keeps fragments from being removed, for as long as the lock is held. Whoever trusts that a fragment is in the
+    /// repository holds it from before it looks until something durable names the fragment.
+    pub fn share_fragments(&self) -> Result<lock::Lock> {
+        fsio::create_dirs(&self.system_dir())?;
+        lock::Lock::share(&self.fragment_lock())
     }
 
     /// The cluster that the member is, when that is known.

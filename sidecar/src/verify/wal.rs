@@ -1,7 +1,7 @@
 //! The WAL part of the check: every archived file by its checksums, and no segment missing.
 //!
 //! A segment is missing when a backup cannot do without it, when it lies on the way from a backup to the end of its
-//! timeline, or when the one behind it says that it was archived. A timeline whose beginning was never archived is no damage if a backup
+//! timeline, or when the one behind it says that it was archived; not when it was expired, as `expired.json` says. A timeline whose beginning was never archived is no damage if a backup
 //! was taken after that, as in a server that was recovered, taken over, and only then archived; it is a note.
 
 use super::{Findings, each};
@@ -24,9 +24,17 @@ pub fn check(
     progress: &Progress,
 ) -> Result<u64> {
     let names = repository.wal_names()?;
+    let expired = match repository.expired() {
+        Ok(expired) => expired,
+        Err(error) => {
+            findings.add("repository", "expired.json", error.message);
+            None
+        }
+    };
+    let expired = |segment: Segment| expired.as_ref().is_some_and(|expired| expired.has(segment));
     progress.phase("wal", names.len() as u64, "verifying the WAL archive");
     each(&names, workers, |name| {
-        if let Err(error) = file(repository, name, findings) {
+        if let Err(error) = file(repository, name, &expired, findings) {
             findings.add("wal", name, error.message);
         }
         progress.advance(1);
@@ -37,12 +45,17 @@ pub fn check(
     let timelines: BTreeSet<u32> =
         repository.wal_timelines()?.into_iter().chain(backups.iter().map(|backup| backup.timeline)).collect();
     for timeline in timelines {
-        gaps(repository, backups, timeline, findings)?;
+        gaps(repository, backups, timeline, &expired, findings)?;
     }
     Ok(names.len() as u64)
 }
 
-fn file(repository: &Repository, name: &str, findings: &Findings) -> Result<()> {
+fn file(
+    repository: &Repository,
+    name: &str,
+    expired: &(dyn Fn(Segment) -> bool + Sync),
+    findings: &Findings,
+) -> Result<()> {
     let Some(kind) = WalName::parse(name) else {
         findings.add("wal", name, "it has no name of a WAL file");
         return Ok(());
@@ -62,7 +75,9 @@ fn file(repository: &Repository, name: &str, findings: &Findings) -> Result<()> 
         }
         let before =
             segment.number(size).checked_sub(1).map(|number| Segment::numbered(segment.timeline, number, size));
-        if let Some(before) = before.filter(|before| note.follows && !repository.has_segment(*before)) {
+        if let Some(before) =
+            before.filter(|before| note.follows && !expired(*before) && !repository.has_segment(*before))
+        {
             findings.add("wal", before.to_string(), "it is missing: it was archived before the segment behind it");
         }
     }
@@ -82,7 +97,13 @@ fn own_segments(repository: &Repository, backup: &BackupEntry, findings: &Findin
     }
 }
 
-fn gaps(repository: &Repository, backups: &[BackupEntry], timeline: u32, findings: &Findings) -> Result<()> {
+fn gaps(
+    repository: &Repository,
+    backups: &[BackupEntry],
+    timeline: u32,
+    expired: &dyn Fn(Segment) -> bool,
+    findings: &Findings,
+) -> Result<()> {
     let segments = repository.segments(timeline)?;
     let chain = match Chain::read(repository, timeline) {
         Ok(Some(chain)) => chain,
@@ -109,7 +130,7 @@ fn gaps(repository: &Repository, backups: &[BackupEntry], timeline: u32, finding
     for number in first.start_lsn.0 / size..=last.number(size) {
         let segment = chain.segment(number, size);
         let known = never.is_some_and(|(from, to)| (from..=to).contains(&number));
-        if !known && !repository.has_segment(segment) {
+        if !known && !expired(segment) && !repository.has_segment(segment) {
             findings.add("wal", segment.to_string(), format!("it is missing between backup {} and {last}", first.id));
         }
     }

@@ -10,9 +10,9 @@ use crate::wal::scan::SegmentSummary;
 use crate::wal::walker::SegmentHeader;
 use std::path::Path;
 
-const SIZE: u64 = 1 << 20;
+pub(crate) const SIZE: u64 = 1 << 20;
 
-fn time(second: i64) -> Timestamp {
+pub(crate) fn time(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
 }
 
@@ -39,26 +39,27 @@ fn segment(timeline: u32, number: u64, second: i64) -> Vec<u8> {
 }
 
 /// Where that record begins.
-fn commit_at(number: u64) -> Lsn {
+pub(crate) fn commit_at(number: u64) -> Lsn {
     Lsn(number * SIZE + 40)
 }
 
-struct Archive {
-    _dir: tempfile::TempDir,
-    repository: Repository,
+pub(crate) struct Archive {
+    pub(crate) _dir: tempfile::TempDir,
+    pub(crate) config: Config,
+    pub(crate) repository: Repository,
 }
 
 impl Archive {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = format!("system = \"s\"\n[member]\n[repository]\npath = \"{}\"\n", dir.path().join("r").display());
         let config = Config::parse(&text, Path::new("/x")).unwrap();
         let repository = Repository::open_or_create(&config).unwrap();
         repository.claim(&Identity { system_identifier: 1, segment_size: SIZE as u32 }).unwrap();
-        Self { _dir: dir, repository }
+        Self { _dir: dir, config, repository }
     }
 
-    fn put(&self, name: &str, content: &[u8]) {
+    pub(crate) fn put(&self, name: &str, content: &[u8]) {
         let kind = WalName::parse(name).unwrap();
         let segment = SegmentHeader::read(content).map(|header| SegmentSummary::of(name, &header, content).unwrap());
         let note = WalNote {
@@ -75,12 +76,18 @@ impl Archive {
         fsio::write_new(&path, &walstore::encode(&note, content, 1).unwrap()).unwrap();
     }
 
-    fn wal(&self, timeline: u32, number: u64, second: i64) {
+    pub(crate) fn wal(&self, timeline: u32, number: u64, second: i64) {
         self.put(&Segment::numbered(timeline, number, SIZE).to_string(), &segment(timeline, number, second));
     }
 
     /// A backup that fills one segment and is consistent at its end.
-    fn backup(&self, timeline: u32, number: u64, second: i64) -> String {
+    pub(crate) fn backup(&self, timeline: u32, number: u64, second: i64) -> String {
+        self.backup_with(timeline, number, second, Vec::new())
+    }
+
+    /// With the fragments that the catalogs named at its end.
+    pub(crate) fn backup_with(&self, timeline: u32, number: u64, second: i64, fragments: Vec<FragmentRef>) -> String {
+        let fragments_named = fragments.len() as u64;
         let (id, _) = self.repository.create_backup_dir(time(second)).unwrap();
         let manifest = Manifest {
             format: FORMAT,
@@ -99,7 +106,7 @@ impl Archive {
             directories: Vec::new(),
             packs: Vec::new(),
             files: Vec::new(),
-            fragments: Vec::new(),
+            fragments,
             damaged_pages: Vec::new(),
         };
         let manifest_blake3 = self.repository.write_manifest(&manifest).unwrap();
@@ -124,7 +131,7 @@ impl Archive {
                 files: 0,
                 data_bytes: 0,
                 stored_bytes: 0,
-                fragments: 0,
+                fragments: fragments_named,
                 fragment_bytes: 0,
                 fragments_copied: 0,
                 fragment_bytes_copied: 0,
@@ -136,11 +143,11 @@ impl Archive {
         id
     }
 
-    fn plan(&self, target: Target) -> Result<Plan> {
+    pub(crate) fn plan(&self, target: Target) -> Result<Plan> {
         self.plan_on(target, None)
     }
 
-    fn plan_on(&self, target: Target, timeline: Option<u32>) -> Result<Plan> {
+    pub(crate) fn plan_on(&self, target: Target, timeline: Option<u32>) -> Result<Plan> {
         plan(&self.repository, &PlanRequest { target, timeline, backup: None })
     }
 }

@@ -1,0 +1,267 @@
+//! Retention: removing what no kept backup and no kept moment needs.
+//!
+//! ```text
+//!   backup lock ─► finish what an interrupted expire left ─► decide ─► expire.json
+//!       ─► catalog entries ─► folders of backups ─► expired.json ─► WAL
+//!       ─► lock of the fragments ─► decide again about them ─► entries of the log ─► fragments ─► expire.json goes
+//! ```
+//!
+//! **Promises.** What is kept is whole at every moment, whatever dies when: a thing goes only when nothing that is kept needs it, so the
+//! order among the things that go matters only for who looks at them. A backup's catalog entry goes, durably, before anything of its
+//! data: a backup in the catalog can be recovered. A fragment's entry in the log goes, durably, before the fragment: a plan never
+//! names a fragment that was expired. What is not known is kept: a damaged catalog entry stops everything, a damaged
+//! manifest keeps all fragments, a damaged entry of the fragment log keeps its fragment, a timeline without a history is kept whole.
+//! At least one backup that can be recovered stays for the newest timeline.
+//!
+//! **Interrupted.** The decision is made anew each time, from what is there. What is left of an interrupted expire is found without a note,
+//! except for two things, and these `expire.json` names: folders of backups without a catalog entry, which could also mean that the
+//! catalog was lost; and fragments without an entry in the log, which could also belong to a row that is about to be committed. It is
+//! written before the first removal and removed after the last one. A fragment that it names is looked at like any other: a new row may
+//! have named it again meanwhile.
+//!
+//! **Locks**, in this order: the member's backup lock (no backup runs, and no other expire); then, for the fragments, the backup locks of all other
+//! members, then the lock of the fragments, exclusively. Whoever trusts that a fragment is in the repository holds that lock
+//! with others while it looks and until its entry in the log is durable. So an expire either sees the entry or removed the fragment
+//! before it was looked for, and then it is copied again. A backup holds its member's lock from before it looks
+//! until its catalog entry is durable. WAL that is pushed meanwhile is newer than what goes; a segment that is
+//! pushed again, after a crash of the server, stays as an old segment that nothing needs, until the next expire.
+//!
+//! `expired.json` says which segments were removed, before they are: `strata verify` takes other missing segments for damage.
+
+pub mod decide;
+pub mod gather;
+pub mod report;
+
+use crate::config::Config;
+use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::progress::Progress;
+use crate::repository::expired::{Expired, Expiring};
+use crate::repository::lock::Lock;
+use crate::repository::{Repository, fsio};
+use decide::{Decision, Facts};
+use gather::{FragmentVerdict, WalFile};
+use jiff::Timestamp;
+use report::Report;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long the lock of the fragments is waited for: copies in progress hold it.
+const FRAGMENT_LOCK: Duration = Duration::from_secs(60);
+
+/// What to do.
+#[derive(Clone, Debug, Default)]
+pub struct ExpireRequest {
+    /// Say what would go, and remove nothing.
+    pub dry_run: bool,
+    /// The store of the server, when it is known.
+    pub store: Option<PathBuf>,
+}
+
+/// Expires, or says what would be.
+pub fn run(config: &Config, request: &ExpireRequest, progress: &Progress) -> Result<Report> {
+    if config.retention.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "the configuration says nothing about what is kept")
+            .with_hint("Set keep_backups, keep_for or recovery_window under [retention]."));
+    }
+    let repository = Repository::open(config)?;
+    if request.dry_run {
+        return Ok(look(config, &repository, request, Timestamp::now(), progress)?.report(true));
+    }
+    repository.writable()?;
+    repository.require_user()?;
+    let lock = repository.lock_backup()?;
+    locked(config, &repository, request, &lock, progress)
+}
+
+/// Expires under the backup lock that the caller holds.
+pub fn locked(
+    config: &Config,
+    repository: &Repository,
+    request: &ExpireRequest,
+    _lock: &Lock,
+    progress: &Progress,
+) -> Result<Report> {
+    at(config, repository, request, Timestamp::now(), progress)
+}
+
+fn at(
+    config: &Config,
+    repository: &Repository,
+    request: &ExpireRequest,
+    now: Timestamp,
+    progress: &Progress,
+) -> Result<Report> {
+    let look = look(config, repository, request, now, progress)?;
+    let mut report = look.report(false);
+    progress.phase("expire", 0, "removing what is not kept");
+    if !look.nothing() {
+        apply(config, repository, request, &look, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// What there is and what is decided.
+struct Look {
+    facts: Facts,
+    decision: Decision,
+    wal: Vec<WalFile>,
+    remove_wal: Vec<WalFile>,
+    fragments: FragmentVerdict,
+    expiring: Expiring,
+    /// Folders without a catalog entry that an interrupted expire left.
+    leavings: Vec<String>,
+}
+
+fn look(
+    config: &Config,
+    repository: &Repository,
+    request: &ExpireRequest,
+    now: Timestamp,
+    progress: &Progress,
+) -> Result<Look> {
+    progress.phase("look", 0, "looking at what is in the repository");
+    let expiring = repository.expiring()?.unwrap_or_default();
+    let facts = gather::facts(repository, now)?;
+    let decision = decide::decide(&config.retention, &facts);
+    let wal = gather::wal_files(repository)?;
+    // Without any backup nothing can be told from what the first one needs.
+    let any = !facts.backups.is_empty();
+    let remove_wal = wal.iter().filter(|file| any && decision.why_wal(file.kind, facts.segment_size).is_none());
+    let remove_wal = remove_wal.cloned().collect();
+    let fragments = match any {
+        true => gather::fragments(repository, &facts, &decision, &expiring.fragments, request.store.as_deref())?,
+        false => FragmentVerdict { all_kept: Some("there is no backup".to_owned()), ..FragmentVerdict::default() },
+    };
+    let unfinished = repository.unfinished_backups()?;
+    let leavings = unfinished.into_iter().filter(|id| expiring.backups.contains(id)).collect();
+    Ok(Look { facts, decision, wal, remove_wal, fragments, expiring, leavings })
+}
+
+impl Look {
+    fn nothing(&self) -> bool {
+        self.decision.removed(&self.facts).is_empty()
+            && self.remove_wal.is_empty()
+            && self.fragments.remove.is_empty()
+            && self.fragments.entries.is_empty()
+            && self.leavings.is_empty()
+            && self.expiring == Expiring::default()
+    }
+
+    fn report(&self, dry_run: bool) -> Report {
+        Report::new(dry_run, &self.facts, &self.decision, &self.wal, &self.fragments)
+    }
+}
+
+fn apply(
+    config: &Config,
+    repository: &Repository,
+    request: &ExpireRequest,
+    look: &Look,
+    report: &mut Report,
+) -> Result<()> {
+    let removed: Vec<String> = look.decision.removed(&look.facts).into_iter().map(str::to_owned).collect();
+    let mut expiring = look.expiring.clone();
+    expiring.backups.extend(removed.iter().cloned());
+    expiring.fragments.extend(look.fragments.remove.keys().cloned());
+    repository.write_expiring(&expiring)?;
+    failpoint::hit(failpoint::EXPIRE_DECIDED);
+
+    for id in &removed {
+        repository.forget_backup(id)?;
+        failpoint::hit(failpoint::EXPIRE_ENTRY);
+    }
+    for id in removed.iter().chain(&look.leavings) {
+        remove_folder(repository, id)?;
+    }
+
+    let size = u32::try_from(look.facts.segment_size).unwrap_or(u32::MAX);
+    let now = Timestamp::now();
+    let mut expired = repository.expired()?.unwrap_or(Expired { at: now, segment_size: size, wal: Vec::new() });
+    expired.at = now;
+    expired.add(gather::runs(&look.remove_wal, look.facts.segment_size));
+    repository.write_expired(&expired)?;
+    let mut folders = BTreeSet::new();
+    for file in &look.remove_wal {
+        remove(&file.path)?;
+        folders.insert(fsio::parent(&file.path).to_owned());
+        failpoint::hit(failpoint::EXPIRE_WAL);
+    }
+    folders.iter().try_for_each(|folder| fsio::fsync_dir(folder))?;
+
+    match fragments(config, repository, request, look) {
+        Ok(()) => {}
+        // They go next time: expire.json still names them.
+        Err(error) if error.kind == ErrorKind::Locked => {
+            report.fragments_postponed(&error);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    failpoint::hit(failpoint::EXPIRE_REMOVED);
+    repository.end_expiring()
+}
+
+/// Removes a backup's folder, its manifest first: a folder without one is no backup for anybody.
+fn remove_folder(repository: &Repository, id: &str) -> Result<()> {
+    let dir = repository.backup_dir(id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    remove(&repository.manifest_path(id))?;
+    fsio::fsync_dir(&dir)?;
+    failpoint::hit(failpoint::EXPIRE_MANIFEST);
+    repository.remove_unfinished(id)
+}
+
+fn fragments(config: &Config, repository: &Repository, request: &ExpireRequest, look: &Look) -> Result<()> {
+    if look.fragments.remove.is_empty() && look.fragments.entries.is_empty() {
+        return Ok(());
+    }
+    let others = gather::others(repository)?;
+    let _others: Vec<Lock> = others.iter().map(Repository::lock_backup).collect::<Result<_>>()?;
+    let _lock = lock_fragments(repository)?;
+    // Entries may have come since, here or at another member.
+    let decided = decide::decide(&config.retention, &look.facts);
+    let released = &look.expiring.fragments;
+    let verdict = gather::fragments(repository, &look.facts, &decided, released, request.store.as_deref())?;
+    let mut folders = BTreeSet::new();
+    for path in &verdict.entries {
+        remove(path)?;
+        folders.insert(fsio::parent(path).to_owned());
+        failpoint::hit(failpoint::EXPIRE_LOG);
+    }
+    folders.iter().try_for_each(|folder| fsio::fsync_dir(folder))?;
+    folders.clear();
+    for hash in verdict.remove.keys() {
+        let path = repository.fragment_path(hash)?;
+        remove(&path)?;
+        folders.insert(fsio::parent(&path).to_owned());
+        failpoint::hit(failpoint::EXPIRE_FRAGMENT);
+    }
+    folders.iter().try_for_each(|folder| fsio::fsync_dir(folder))
+}
+
+/// The lock of the fragments, exclusively. Copies in progress are waited for.
+fn lock_fragments(repository: &Repository) -> Result<Lock> {
+    let began = Instant::now();
+    loop {
+        match repository.lock_fragments() {
+            Err(error) if error.kind == ErrorKind::Locked && began.elapsed() < FRAGMENT_LOCK => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.at("remove", path),
+    }
+}
+
+#[cfg(test)]
+mod tests;
