@@ -15,6 +15,7 @@ pub mod backup;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod drill;
 pub mod error;
 pub mod failpoint;
 pub mod postgres;

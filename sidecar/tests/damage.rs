@@ -17,6 +17,28 @@ fn prepared() -> Server {
 }
 
 #[test]
+fn a_part_is_verified_when_a_part_is_asked_for() {
+    let server = Server::start();
+    server.sql("CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) g");
+    server.json(&["backup"]);
+    let name = server.archive();
+    let whole = server.json(&["verify"]);
+    assert_eq!(whole["left_out"], 0);
+    common::flip(&server.file(&format!("{name}.zst")));
+    server.run(&["verify", "--since", "2001-01-01 00:00:00Z"]).failed(6, &name);
+    let none = server.json(&["verify", "--since", "2100-01-01 00:00:00Z"]);
+    assert!(none["left_out"].as_u64().unwrap() > 1 && none["bytes"] == 0, "{none}");
+    server.run(&["verify", "--sample", "100%"]).failed(6, &name);
+    // A sample of a thousandth reads next to nothing, and sees all the same that something is not there.
+    let part = server.run(&["--output", "json", "verify", "--sample", "0.001"]).ok().json();
+    assert!(part["bytes"].as_u64() < whole["bytes"].as_u64(), "{part}");
+    std::fs::remove_file(server.file(&format!("{name}.zst"))).unwrap();
+    server.archive();
+    server.run(&["verify", "--sample", "0.001%"]).failed(6, &name);
+    server.run(&["verify", "--sample", "0"]).failed(2, "above 0%");
+}
+
+#[test]
 fn verify_names_what_is_damaged() {
     let server = prepared();
     server.run(&["verify"]).ok();

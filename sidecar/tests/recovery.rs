@@ -292,3 +292,47 @@ fn what_happened_on_the_server_while_it_was_backed_up_does_not_matter() {
     assert_eq!(back.sql("SELECT count(*) FROM u"), "0", "an unlogged table comes back empty");
     back.sql("REINDEX TABLE t");
 }
+
+#[test]
+fn both_ends_of_the_window_come_back_and_what_is_outside_is_refused() {
+    let server = Server::start();
+    server.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 2000) g");
+    server.json(&["backup"]);
+    let at_backup = server.sql(DIGEST);
+    server.sql("UPDATE t SET v = 'x' WHERE id % 3 = 0");
+    let inside = moment(&server);
+    server.archive();
+    // A segment that is lost, and a backup behind it.
+    server.sql("UPDATE t SET v = 'lost' WHERE id % 5 = 0");
+    let lost_moment = moment(&server);
+    let lost = server.archive();
+    server.sql("UPDATE t SET v = 'y' WHERE id % 7 = 0");
+    server.archive();
+    std::fs::remove_file(server.file(&format!("{lost}.zst"))).unwrap();
+    server.json(&["backup"]);
+    let second = server.sql(DIGEST);
+    server.sql("UPDATE t SET v = 'z' WHERE id % 11 = 0");
+    server.archive();
+    let end = server.sql(DIGEST);
+
+    let info = server.json(&["info"]);
+    let window = &info["recovery_window"][0];
+    assert_eq!((&window["timeline"], &window["current"]), (&1.into(), &true.into()));
+    let intervals = window["intervals"].as_array().unwrap();
+    assert_eq!(intervals.len(), 2, "{window}");
+    assert!(window["gaps"][0]["why"].as_str().unwrap().contains(&lost), "{window}");
+    let text = |at: usize, key: &str| intervals[at][key].as_str().unwrap().to_owned();
+    let digest = |target: &str| server.recover(target, &[]).sql(DIGEST);
+    for key in ["from_lsn", "from_time"] {
+        assert_eq!(digest(&text(0, key)), at_backup, "{key}");
+        assert_eq!(digest(&text(1, key)), second, "{key}");
+    }
+    assert_eq!(digest(&inside.time), inside.digest);
+    assert_eq!(digest(&text(0, "to_lsn")), inside.digest);
+    assert_eq!(digest(&text(1, "to_lsn")), end);
+    assert_eq!(digest(&text(1, "to_time")), end);
+    for outside in [&lost_moment.time, &lost_moment.lsn] {
+        server.run(&["plan", "--to", outside]).failed(1, &lost);
+    }
+    assert!(server.run(&["info"]).ok().out.contains("not recoverable"));
+}

@@ -58,6 +58,35 @@ END
 $$;
 COMMENT ON FUNCTION strata.recovery_plan(text) IS 'names the backup, log backups and fragments that a recovery to the target needs, and what is missing';
 
+CREATE FUNCTION strata.agent_recovery_window()
+    RETURNS TABLE (timeline integer, current boolean, restorable boolean, from_time timestamptz, to_time timestamptz, from_lsn pg_lsn, to_lsn pg_lsn,
+        backups bigint, reason text)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT t.timeline, t.current, w.restorable, w.from_time, w.to_time, w.from_lsn, w.to_lsn, w.backups, w.why
+      FROM jsonb_to_recordset(strata.agent_call('{"op": "recovery_window"}') -> 'timelines')
+               AS t (timeline integer, current boolean, intervals jsonb, gaps jsonb)
+     CROSS JOIN LATERAL (
+        SELECT true AS restorable, i.from_time, i.to_time, i.from_lsn, i.to_lsn, i.backups, NULL::text AS why
+          FROM jsonb_to_recordset(t.intervals) AS i (from_lsn pg_lsn, to_lsn pg_lsn, from_time timestamptz, to_time timestamptz, backups bigint)
+        UNION ALL
+        SELECT false, NULL, NULL, g.from_lsn, g.to_lsn, NULL, g.why
+          FROM jsonb_to_recordset(t.gaps) AS g (from_lsn pg_lsn, to_lsn pg_lsn, why text)) w
+     ORDER BY 1, w.from_lsn;
+END
+$$;
+COMMENT ON FUNCTION strata.agent_recovery_window() IS 'asks the agent for the rows of strata.recovery_window';
+
+CREATE VIEW strata.recovery_window AS SELECT * FROM strata.agent_recovery_window();
+COMMENT ON VIEW strata.recovery_window IS 'From when to when every moment can be recovered, timeline by timeline, and where the gaps are; asked of the agent, which reads the repository';
+COMMENT ON COLUMN strata.recovery_window.current IS 'it is the timeline that a recovery follows when none is named';
+COMMENT ON COLUMN strata.recovery_window.restorable IS 'true: every moment of the stretch can be recovered, its ends included; false: none can';
+COMMENT ON COLUMN strata.recovery_window.from_time IS 'null where positions can be recovered but no time can';
+COMMENT ON COLUMN strata.recovery_window.backups IS 'base backups in the stretch';
+COMMENT ON COLUMN strata.recovery_window.reason IS 'why the stretch cannot be recovered, as a plan says it';
+
 CREATE FUNCTION strata.recover(target text, "into" text, port integer DEFAULT NULL, "full" boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

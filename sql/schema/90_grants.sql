@@ -6,8 +6,9 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA strata FROM PUBLIC;
 -- strata_read: names and sizes.
 GRANT USAGE ON SCHEMA strata TO strata_read;
 GRANT SELECT ON strata.partitions, strata.fragments, strata.policies, strata.jobs, strata.backups, strata.log_backups,
-    strata.stat_memory, strata.stat_access TO strata_read;
-GRANT EXECUTE ON FUNCTION strata.memory(), strata.access(), strata.store_directory(), strata.bound_text(text), strata.heat_now(double precision, interval, timestamptz) TO strata_read;
+    strata.stat_memory, strata.stat_access, strata.recovery_window TO strata_read;
+GRANT EXECUTE ON FUNCTION strata.memory(), strata.access(), strata.store_directory(), strata.bound_text(text), strata.heat_now(double precision, interval, timestamptz),
+    strata.agent_recovery_window() TO strata_read;
 
 -- strata_operate: the tiers of the tables that the role owns, and the agent's jobs. Row security guards policy and job.
 GRANT EXECUTE ON FUNCTION
@@ -26,7 +27,7 @@ GRANT EXECUTE ON FUNCTION
     TO strata_operate;
 GRANT EXECUTE ON PROCEDURE strata.run_policies(regclass) TO strata_operate;
 GRANT SELECT, INSERT, UPDATE, DELETE ON strata.policy, strata.heat, strata.job TO strata_operate;
-GRANT EXECUTE ON FUNCTION strata.agent_ping(), strata.backup(text), strata.recovery_plan(text), strata.recover(text, text, integer, boolean)
+GRANT EXECUTE ON FUNCTION strata.agent_ping(), strata.backup(text), strata.recovery_plan(text), strata.agent_recovery_window(), strata.recover(text, text, integer, boolean)
     TO strata_operate;
 
 -- strata_agent: what the sidecar reads and records, and the server's functions for a base backup.

@@ -27,6 +27,8 @@ pub enum Request {
         /// `latest`, a log sequence number, a time, or a backup's id.
         target: String,
     },
+    /// Say from when to when every moment can be recovered.
+    RecoveryWindow,
     /// Recover into a new directory and open the server there.
     Recover {
         /// As in [`Request::RecoveryPlan`].
@@ -87,6 +89,7 @@ mod tests {
             parse(r#"{"op":"fetch_fragment","database_oid":16384,"hash":"ab"}"#),
             Request::FetchFragment { database_oid: 16384, hash: "ab".into() }
         );
+        assert_eq!(parse(r#"{"op":"recovery_window"}"#), Request::RecoveryWindow);
         assert_eq!(parse(r#"{"op":"backup","label":null}"#), Request::Backup { label: None });
         assert_eq!(
             parse(r#"{"op":"recover","target":"latest","into":"/d","port":5433,"full":true}"#),

@@ -123,6 +123,7 @@ impl AgentHandler {
             allow_tablespaces: false,
             tablespaces: Vec::new(),
             jobs: None,
+            server_options: Vec::new(),
         };
         if !request.into.is_absolute() {
             return Err(Error::new(ErrorKind::Usage, format!("\"{into}\" is not an absolute path")));
@@ -154,6 +155,10 @@ impl Handler for AgentHandler {
                 })),
                 Request::FetchFragment { database_oid, hash } => self.fetch(database_oid, hash).await,
                 Request::Backup { label } => self.backup(label, events).await,
+                Request::RecoveryWindow => {
+                    let repository = self.shared.repository().await?;
+                    blocking(move || Ok(json!({"timelines": recovery::window::windows(&repository)?}))).await
+                }
                 Request::RecoveryPlan { target } => self.plan(target, events).await,
                 Request::Recover { target, into, port, full } => self.recover(target, into, port, full, events).await,
             }

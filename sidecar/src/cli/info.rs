@@ -3,15 +3,73 @@
 use super::output::{self, Output};
 use crate::config::Config;
 use crate::error::Result;
+use crate::recovery::window::{self, TimelineWindow};
 use crate::repository::Repository;
+use crate::repository::drills::DrillEntry;
 use crate::repository::info::Info;
+use serde::Serialize;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
 pub fn run(_args: &Args, config: &Config, out: &Output) -> Result<()> {
-    let info = Repository::open(config)?.info()?;
-    out.result(&info, || text(&info))
+    let repository = Repository::open(config)?;
+    let shown = Shown {
+        info: repository.info()?,
+        recovery_window: window::windows(&repository)?,
+        last_drill: repository.last_drill()?,
+    };
+    out.result(&shown, || {
+        text(&shown.info) + &window_text(&shown.recovery_window) + &drill_text(shown.last_drill.as_ref())
+    })
+}
+
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    info: Info,
+    /// From when to when every moment can be recovered.
+    recovery_window: Vec<TimelineWindow>,
+    /// The newest drill.
+    last_drill: Option<DrillEntry>,
+}
+
+fn time(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S%.3fZ").to_string()
+}
+
+fn drill_text(drill: Option<&DrillEntry>) -> String {
+    let Some(drill) = drill else { return "\nno drill was recorded: \"strata drill\" tries a recovery\n".to_owned() };
+    let verdict = if drill.passed { "passed" } else { "FAILED" };
+    let backup = drill.backup_id.as_deref().unwrap_or("no backup");
+    format!("\nlast drill: {} to {} from {backup}: {verdict}\n", time(drill.finished_at), drill.target)
+}
+
+fn window_text(windows: &[TimelineWindow]) -> String {
+    let mut rows = Vec::new();
+    let mut gaps = String::new();
+    for window in windows {
+        let name = if window.current { format!("{} (current)", window.timeline) } else { window.timeline.to_string() };
+        for one in &window.intervals {
+            rows.push(vec![
+                name.clone(),
+                one.from_time.map(time).unwrap_or_default(),
+                one.to_time.map(time).unwrap_or_default(),
+                one.from_lsn.to_string(),
+                one.to_lsn.to_string(),
+                one.backups.to_string(),
+            ]);
+        }
+        for gap in &window.gaps {
+            let to = gap.to_lsn.map_or("on".to_owned(), |to| format!("to {to}"));
+            gaps.push_str(&format!("not recoverable: timeline {name} from {} {to}: {}\n", gap.from_lsn, gap.why));
+        }
+    }
+    if rows.is_empty() {
+        return gaps;
+    }
+    let head = ["every moment on timeline", "from", "to", "from position", "to position", "backups>"];
+    format!("\n{}{gaps}", output::table(&head, rows))
 }
 
 fn text(info: &Info) -> String {

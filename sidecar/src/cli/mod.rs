@@ -7,6 +7,7 @@
 mod agent;
 mod backup;
 mod check;
+mod drill;
 mod expire;
 mod fragment;
 mod info;
@@ -119,6 +120,9 @@ enum Command {
     /// Recover into a new directory and open a server there, with archiving off; touches no existing server
     #[command(after_help = TARGETS)]
     Recover(recover::Args),
+    /// Try a recovery in a scratch directory: recover, open, check, throw away, and record the result
+    #[command(after_help = TARGETS)]
+    Drill(drill::Args),
     /// Read everything in the repository and check it by its checksums
     Verify(verify::Args),
     /// Remove backups, WAL and fragments that nothing needs which [retention] of the configuration keeps
@@ -165,18 +169,22 @@ fn run(cli: &Cli, out: &Output) -> Result<()> {
         Command::Info(args) => info::run(args, &config()?, out),
         Command::Plan(args) => plan::run(args, &config()?, out),
         Command::Recover(args) => block_on(recover::run(args, &config()?, out)),
+        Command::Drill(args) => block_on(drill::run(args, &config()?, out)),
         Command::Expire(args) => block_on(expire::run(args, &config()?, out)),
         Command::Verify(args) => verify::run(args, &config()?, out),
     }
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| Error::new(ErrorKind::Io, format!("could not start the runtime: {error}")))?
-        .block_on(future)
+        .map_err(|error| Error::new(ErrorKind::Io, format!("could not start the runtime: {error}")))?;
+    let outcome = runtime.block_on(future);
+    // Work that was left, as by a signal, ends with the process.
+    runtime.shutdown_background();
+    outcome
 }
 
 #[cfg(test)]

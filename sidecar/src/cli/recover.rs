@@ -69,6 +69,7 @@ pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
         allow_tablespaces: args.allow_tablespaces,
         tablespaces: args.tablespaces.clone(),
         jobs: args.jobs.map(usize::from),
+        server_options: Vec::new(),
     };
     let progress = out.progress();
     let outcome = recovery::recover(config, &request, &progress).await;

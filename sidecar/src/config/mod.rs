@@ -5,9 +5,11 @@
 //! exists. Unknown keys are errors, so that a misspelt one is not silently ignored. Paths must be absolute: commands run
 //! from the server's data directory, from a shell, and from a service manager.
 
+pub mod drill;
 pub mod retention;
 
 use crate::error::{AtPath, Error, ErrorKind, Result};
+pub use drill::DrillConfig;
 use jiff::SignedDuration;
 pub use retention::RetentionConfig;
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,9 @@ pub struct Config {
     /// What is kept, and for how long.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// How a recovery is tried.
+    #[serde(default)]
+    pub drill: DrillConfig,
     /// The file that this came from.
     #[serde(skip)]
     pub file: PathBuf,
@@ -197,6 +202,7 @@ impl Config {
             ("member.store", config.member.store.as_ref()),
             ("member.bin_directory", config.member.bin_directory.as_ref()),
             ("agent.socket", config.agent.socket.as_ref()),
+            ("drill.directory", config.drill.directory.as_ref()),
         ];
         for (key, path) in paths {
             if let Some(path) = path.filter(|path| !path.is_absolute()) {

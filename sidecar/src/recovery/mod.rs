@@ -23,6 +23,8 @@ pub mod spool;
 pub mod start;
 pub mod target;
 pub mod timeline;
+pub mod view;
+pub mod window;
 
 use crate::backup::blocking;
 use crate::config::Config;
@@ -66,6 +68,8 @@ pub struct RecoverRequest {
     pub tablespaces: Vec<(String, PathBuf)>,
     /// Parallel workers; none for the configuration's.
     pub jobs: Option<usize>,
+    /// Settings of the server's first start only, as `name=value`.
+    pub server_options: Vec<String>,
 }
 
 /// A recovered server, or a directory that waits to be started.
@@ -83,6 +87,9 @@ pub struct Recovered {
     pub port: Option<u16>,
     /// Its socket directory.
     pub socket_directory: Option<PathBuf>,
+    /// The directory of its programs.
+    #[serde(skip)]
+    pub bin_directory: PathBuf,
     /// The backup.
     pub backup_id: String,
     /// The target as it was asked for.
@@ -205,6 +212,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         conninfo: None,
         port: Some(port),
         socket_directory: Some(directory),
+        bin_directory: place.bin.clone(),
         backup_id: plan.backup.id.clone(),
         target: plan.target.clone(),
         stop: plan.stop,
@@ -231,7 +239,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         false => (None, Some(BackgroundAgent::start(&toml, &store, request.keep_serving).await?)),
     };
     let spool = Spool::start(&repository, &store, plan.segments.clone());
-    start::start(&place).await.map_err(|error| half_done(error, &into))?;
+    start::start(&place, &request.server_options).await.map_err(|error| half_done(error, &into))?;
     start::wait(&place, progress).await.map_err(|error| half_done(error, &into))?;
     drop(spool);
     recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());

@@ -10,6 +10,7 @@
 
 use super::target::Target;
 use super::timeline::Chain;
+use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Repository;
 use crate::repository::catalog::BackupEntry;
@@ -97,33 +98,18 @@ impl Plan {
 
 /// Plans a recovery.
 pub fn plan(repository: &Repository, request: &PlanRequest) -> Result<Plan> {
-    let (backups, mut damaged) = repository.backups()?;
-    for error in &damaged {
-        tracing::warn!("a backup is left out: {error}");
-    }
-    if backups.is_empty() {
-        if !damaged.is_empty() {
-            return Err(damaged.swap_remove(0));
-        }
-        return Err(Error::new(
-            ErrorKind::Unreachable,
-            format!("there is no backup of member \"{}\" of system \"{}\"", repository.member(), repository.system()),
-        )
-        .with_hint("Take one with \"strata backup\"."));
-    }
+    let mut view = View::open(repository)?;
+    view.require_backups()?;
     let timeline = match (&request.target, request.timeline) {
         (_, Some(timeline)) => timeline,
-        (Target::Backup(id), None) => find_backup(&backups, id)?.timeline,
-        (_, None) => {
-            let archived = repository.wal_timelines()?.last().copied().unwrap_or(1);
-            backups.iter().map(|backup| backup.timeline).fold(archived, u32::max)
-        }
+        (Target::Backup(id), None) => find_backup(&view.backups, id)?.timeline,
+        (_, None) => view.timelines()?.last().copied().unwrap_or(1),
     };
     let chain = Chain::read(repository, timeline)?.ok_or_else(|| {
         Error::new(ErrorKind::Missing, format!("the history of timeline {timeline} is not in the archive"))
             .with_hint("Name the timeline to follow with --timeline.")
     })?;
-    Planner { repository, request, backups: &backups, timeline, chain }.plan()
+    Planner { view: &view, request, timeline, chain: &chain }.plan()
 }
 
 fn find_backup<'a>(backups: &'a [BackupEntry], id: &str) -> Result<&'a BackupEntry> {
@@ -134,12 +120,20 @@ fn find_backup<'a>(backups: &'a [BackupEntry], id: &str) -> Result<&'a BackupEnt
     })
 }
 
-struct Planner<'a> {
-    repository: &'a Repository,
-    request: &'a PlanRequest,
-    backups: &'a [BackupEntry],
-    timeline: u32,
-    chain: Chain,
+/// Plans one recovery.
+pub(super) struct Planner<'a> {
+    pub view: &'a View<'a>,
+    pub request: &'a PlanRequest,
+    pub timeline: u32,
+    pub chain: &'a Chain,
+}
+
+/// How far the archive leads from a backup on.
+pub(super) struct Reach {
+    /// The last position that a plan from the backup can stop at; none when there is none.
+    pub lsn: Option<Lsn>,
+    /// The last time that a plan from the backup can stop at.
+    pub time: Option<Timestamp>,
 }
 
 /// Where the stop is and which segment is the last that is needed.
@@ -149,7 +143,7 @@ struct Stop {
 }
 
 impl Planner<'_> {
-    fn plan(self) -> Result<Plan> {
+    pub(super) fn plan(&self) -> Result<Plan> {
         let backup = self.choose_backup()?.clone();
         let size = u64::from(backup.segment_size);
         let from = backup.start_lsn.0 / size;
@@ -162,18 +156,17 @@ impl Planner<'_> {
         let archived = self.archived_until(from, size)?;
         let stop = self.stop(&backup, from, archived, size)?;
 
-        let expired = self.repository.expired()?;
         let mut wal_stored_bytes = 0;
         let mut creates_tablespace = false;
         for number in from..=stop.last {
             let segment = self.chain.segment(number, size);
-            match self.repository.read_wal_note(&segment.to_string()) {
-                Ok(Some((wal, stored))) => {
-                    wal_stored_bytes += stored;
+            match self.view.note(&segment.to_string()) {
+                Ok(Some(wal)) => {
+                    wal_stored_bytes += wal.stored;
                     creates_tablespace |= wal.segment.is_some_and(|summary| summary.creates_tablespace);
                 }
                 Ok(None) => {
-                    let what = match expired.as_ref().is_some_and(|expired| expired.has(segment)) {
+                    let what = match self.view.is_expired(segment) {
                         true => "was expired",
                         false => "is missing from the archive",
                     };
@@ -186,7 +179,7 @@ impl Planner<'_> {
         for stretch in self.chain.stretches().iter().filter(|stretch| stretch.timeline > 1) {
             let name = format!("{:08X}.history", stretch.timeline);
             // Only the last one is read by PostgreSQL; it holds the whole way.
-            if stretch.timeline == self.timeline && self.repository.read_wal_note(&name)?.is_none() {
+            if stretch.timeline == self.timeline && self.view.note(&name)?.is_none() {
                 note(ErrorKind::Missing, format!("{name} is missing from the archive"), &mut missing);
             }
             histories.push(name);
@@ -197,7 +190,7 @@ impl Planner<'_> {
             _ => error,
         })?;
         for fragment in &fragment_list {
-            if !self.repository.has_fragment(&fragment.hash)? {
+            if !self.view.has_fragment(&fragment.hash)? {
                 let relation = fragment.relation.as_deref().unwrap_or("a table that is gone");
                 note(
                     ErrorKind::Missing,
@@ -238,10 +231,10 @@ impl Planner<'_> {
         };
         let on_way = |backup: &&BackupEntry| self.chain.contains(backup.timeline, backup.stop_lsn);
         if let Target::Backup(id) = &self.request.target {
-            find_backup(self.backups, id)?;
+            find_backup(&self.view.backups, id)?;
         }
         if let Some(id) = &self.request.backup {
-            let chosen = find_backup(self.backups, id)?;
+            let chosen = find_backup(&self.view.backups, id)?;
             if !on_way(&chosen) || !before(&chosen) {
                 return Err(Error::new(
                     ErrorKind::Unreachable,
@@ -251,20 +244,18 @@ impl Planner<'_> {
             }
             return Ok(chosen);
         }
-        self.backups.iter().filter(on_way).filter(before).max_by_key(|backup| backup.stop_lsn).ok_or_else(|| match self
-            .backups
-            .iter()
-            .filter(on_way)
-            .min_by_key(|backup| backup.stop_lsn)
-        {
-            Some(first) => Error::new(
-                ErrorKind::Unreachable,
-                format!("the target {} is before the end of the first backup", self.request.target),
-            )
-            .detail(describe(first))
-            .with_hint("The earliest target is the end of that backup."),
-            None => Error::new(ErrorKind::Unreachable, format!("no backup leads to timeline {}", self.timeline))
-                .with_hint("Name another timeline with --timeline."),
+        let backups = &self.view.backups;
+        backups.iter().filter(on_way).filter(before).max_by_key(|backup| backup.stop_lsn).ok_or_else(|| {
+            match backups.iter().filter(on_way).min_by_key(|backup| backup.stop_lsn) {
+                Some(first) => Error::new(
+                    ErrorKind::Unreachable,
+                    format!("the target {} is before the end of the first backup", self.request.target),
+                )
+                .detail(describe(first))
+                .with_hint("The earliest target is the end of that backup."),
+                None => Error::new(ErrorKind::Unreachable, format!("no backup leads to timeline {}", self.timeline))
+                    .with_hint("Name another timeline with --timeline."),
+            }
         })
     }
 
@@ -272,9 +263,9 @@ impl Planner<'_> {
     fn archived_until(&self, from: u64, size: u64) -> Result<Option<u64>> {
         let mut last = None;
         for stretch in self.chain.stretches() {
-            for segment in self.repository.segments(stretch.timeline)? {
+            for segment in self.view.segments(stretch.timeline)?.iter() {
                 let number = segment.number(size);
-                if number >= from && self.chain.segment(number, size) == segment {
+                if number >= from && self.chain.segment(number, size) == *segment {
                     last = last.max(Some(number));
                 }
             }
@@ -305,10 +296,10 @@ impl Planner<'_> {
 
     fn stop_at_lsn(&self, lsn: Lsn, from: u64, archived: u64, size: u64) -> Result<Stop> {
         for number in (lsn.0 / size).max(from)..=archived {
-            let Some(note) = self.repository.read_wal_note(&self.chain.segment(number, size).to_string())? else {
+            let Some(note) = self.view.note(&self.chain.segment(number, size).to_string())? else {
                 continue;
             };
-            if note.0.segment.and_then(|summary| summary.last_record).is_some_and(|last| last >= lsn) {
+            if note.segment.and_then(|summary| summary.last_record).is_some_and(|last| last >= lsn) {
                 return Ok(Stop { at: StopAt::Lsn(lsn), last: number });
             }
         }
@@ -322,35 +313,69 @@ impl Planner<'_> {
     }
 
     fn stop_at_time(&self, time: Timestamp, backup: &BackupEntry, from: u64, archived: u64, size: u64) -> Result<Stop> {
-        let mut known = backup.stopped_at;
         // The last segment at whose beginning it is known that all commits before were not later than the target.
         let mut scan_from = from;
+        let mut noted = backup.stopped_at;
         for number in from..=archived {
-            let Some((note, _)) = self.repository.read_wal_note(&self.chain.segment(number, size).to_string())? else {
-                continue;
-            };
+            let Some(note) = self.view.note(&self.chain.segment(number, size).to_string())? else { continue };
             let Some(last) = note.segment.and_then(|summary| summary.last_time) else { continue };
             if last > time {
                 return Ok(Stop { at: StopAt::Time(time), last: number });
             }
-            known = known.max(last);
+            noted = noted.max(last);
             scan_from = number;
         }
         let tail = self.tail(scan_from, archived, size)?;
         if let Some(number) = tail.first_commit_after(time, size) {
             return Ok(Stop { at: StopAt::Time(time), last: number });
         }
-        known = tail.times.iter().map(|(_, time)| *time).fold(known, Timestamp::max);
-        for other in self.backups.iter().filter(|other| self.chain.contains(other.timeline, other.stop_lsn)) {
-            if other.stop_lsn <= tail.covered {
-                known = known.max(other.started_at);
-            }
-        }
+        let known = self.known(noted, &tail);
         if time > known {
             return Err(self.beyond(&format!("the archive is known to reach {known} (position {})", tail.covered)));
         }
         let at = tail.last_record.map_or(StopAt::Consistent, StopAt::Lsn);
         Ok(Stop { at, last: archived })
+    }
+
+    /// The time up to which all commits are known to be in the archive: the latest one in it, of a restore point, or of the beginning
+    /// of a backup that ends in it.
+    fn known(&self, noted: Timestamp, tail: &Tail) -> Timestamp {
+        let known = tail.times.iter().map(|(_, time)| *time).fold(noted, Timestamp::max);
+        let ends = |other: &&BackupEntry| {
+            self.chain.contains(other.timeline, other.stop_lsn) && other.stop_lsn <= tail.covered
+        };
+        self.view.backups.iter().filter(ends).map(|other| other.started_at).fold(known, Timestamp::max)
+    }
+
+    /// How far plans from a backup can go: to the end of the archive, or to the first segment that is missing or damaged.
+    pub(super) fn reach(&self, backup: &BackupEntry) -> Result<Reach> {
+        let size = u64::from(backup.segment_size);
+        let from = backup.start_lsn.0 / size;
+        let nothing = Reach { lsn: None, time: None };
+        let Some(archived) = self.archived_until(from, size)? else { return Ok(nothing) };
+        let (mut last_record, mut last_time, mut scan_from) = (None, None, from);
+        for number in from..=archived {
+            let note = match self.view.note(&self.chain.segment(number, size).to_string()) {
+                Ok(Some(note)) => note,
+                Err(error) if error.kind != ErrorKind::Damaged => return Err(error),
+                // A record that begins before the gap and ends behind it is not there. Nor is it known what was committed in it:
+                // a time can only be reached when a later commit is there.
+                _ => {
+                    let time = last_time.map(|time: Timestamp| time - jiff::SignedDuration::from_micros(1));
+                    return Ok(Reach { lsn: last_record, time });
+                }
+            };
+            let Some(summary) = note.segment else { continue };
+            last_record = last_record.max(summary.last_record);
+            if summary.last_time.is_some() {
+                scan_from = number;
+            }
+            last_time = last_time.max(summary.last_time);
+        }
+        let tail = self.read_tail(scan_from.min(archived.saturating_sub(1).max(from)), archived, size)?;
+        let noted = last_time.map_or(backup.stopped_at, |last| last.max(backup.stopped_at));
+        let lsn = tail.last_record.map(|_| tail.covered).or(last_record);
+        Ok(Reach { lsn, time: Some(self.known(noted, &tail)) })
     }
 
     fn beyond(&self, reach: &str) -> Error {
@@ -382,7 +407,7 @@ impl Planner<'_> {
         let mut walker = Walker::new();
         for number in begin..=archived {
             let segment = self.chain.segment(number, size);
-            let Some((_, content)) = self.repository.read_wal(&segment.to_string())? else {
+            let Some((_, content)) = self.view.repository.read_wal(&segment.to_string())? else {
                 // A gap, which the plan reports; what is behind it is read as if nothing had been before.
                 walker = Walker::new();
                 continue;
@@ -406,16 +431,15 @@ impl Planner<'_> {
     /// The fragments that may be needed: those of the backup, and those that the log names between the backup and the
     /// stop, without those whose row was seen to be gone before the stop.
     fn fragments(&self, backup: &BackupEntry, stop: &Stop) -> Result<Vec<FragmentRef>> {
-        let manifest = self.repository.manifest(&backup.id, &backup.manifest_blake3)?;
+        let manifest = self.view.manifest(backup)?;
         let mut all: BTreeMap<(u32, String), FragmentRef> = manifest
-            .fragments
-            .into_iter()
-            .map(|fragment| ((fragment.database_oid, fragment.hash.clone()), fragment))
+            .iter()
+            .map(|fragment| ((fragment.database_oid, fragment.hash.clone()), fragment.clone()))
             .collect();
         if let Target::Backup(_) = self.request.target {
             return Ok(all.into_values().collect());
         }
-        for entry in self.repository.fragment_log()? {
+        for entry in self.view.log()? {
             let key = (entry.database_oid, entry.fragment.hash.clone());
             // A drop behind the point where the way left the entry's timeline may have happened on another branch.
             let dropped = entry.dropped.filter(|dropped| self.chain.contains(entry.timeline, dropped.lsn));

@@ -19,19 +19,23 @@ pub fn log_path(data: &Path) -> PathBuf {
     data.join("strata-recover.log")
 }
 
-/// Starts the server. Returns at once.
-pub async fn start(place: &NewPlace) -> Result<()> {
+/// Starts the server, with settings of its command line. Returns at once.
+pub async fn start(place: &NewPlace, options: &[String]) -> Result<()> {
     let log = log_path(&place.data);
     let pg_ctl = place.bin.join("pg_ctl");
-    let status =
-        tokio::process::Command::from(command(&pg_ctl, &place.data, &log)).status().await.at("run", &pg_ctl)?;
+    let status = tokio::process::Command::from(command(&pg_ctl, &place.data, &log, options))
+        .status()
+        .await
+        .at("run", &pg_ctl)?;
     if status.success() {
         return Ok(());
     }
     Err(failed(place, "pg_ctl could not start the server"))
 }
 
-fn command(pg_ctl: &Path, data: &Path, log: &Path) -> Command {
+fn command(pg_ctl: &Path, data: &Path, log: &Path, options: &[String]) -> Command {
+    let mut all = "-c hot_standby=off -c recovery_init_sync_method=syncfs".to_owned();
+    options.iter().for_each(|option| all.push_str(&format!(" -c {option}")));
     let mut command = Command::new(pg_ctl);
     command
         .arg("start")
@@ -41,7 +45,7 @@ fn command(pg_ctl: &Path, data: &Path, log: &Path) -> Command {
         .arg(data)
         .arg("-l")
         .arg(log)
-        .args(["-o", "-c hot_standby=off -c recovery_init_sync_method=syncfs"])
+        .args(["-o", &all])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -21,6 +21,7 @@
 //! and the next backup removes both.
 
 pub mod catalog;
+pub mod drills;
 pub mod expired;
 pub mod fragments;
 pub mod fsio;

@@ -3,6 +3,7 @@
 //! Each finding names one thing and says what is wrong with it. Nothing stops at the first finding. What an interrupted
 //! write left behind is not damage and is counted apart.
 
+mod selection;
 mod wal;
 
 use crate::config::Config;
@@ -17,6 +18,8 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+pub use selection::Selection;
 
 /// What was looked at, and what was found.
 #[derive(Debug, Default, Serialize)]
@@ -33,6 +36,8 @@ pub struct Report {
     pub fragment_log_entries: u64,
     /// Bytes that were read in the repository.
     pub bytes: u64,
+    /// Packs, WAL files and fragments whose content was left out, as it was asked for.
+    pub left_out: u64,
     /// What is damaged or missing.
     pub damage: Vec<Finding>,
     /// What is good to know and no damage.
@@ -55,9 +60,20 @@ struct Findings {
     found: Mutex<BTreeSet<Finding>>,
     notes: Mutex<BTreeSet<String>>,
     bytes: AtomicU64,
+    left_out: AtomicU64,
+    selection: Selection,
 }
 
 impl Findings {
+    /// Shall the content of this file be read?
+    fn takes(&self, path: &std::path::Path) -> bool {
+        let takes = self.selection.takes(path);
+        if !takes {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+        takes
+    }
+
     fn add(&self, kind: &'static str, name: impl Into<String>, problem: impl Into<String>) {
         let finding = Finding { kind, name: name.into(), problem: problem.into() };
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(finding);
@@ -73,11 +89,17 @@ impl Findings {
     }
 }
 
-/// Checks the repository.
-pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
+/// Checks the repository. Catalog, manifests, logs and what must be there are always looked at; `selection` says of which files
+/// the content is read.
+pub fn run(config: &Config, selection: Selection, progress: &Progress) -> Result<Report> {
     let repository = Repository::open(config)?;
-    let findings =
-        Findings { found: Mutex::new(BTreeSet::new()), notes: Mutex::new(BTreeSet::new()), bytes: AtomicU64::new(0) };
+    let findings = Findings {
+        found: Mutex::new(BTreeSet::new()),
+        notes: Mutex::new(BTreeSet::new()),
+        bytes: AtomicU64::new(0),
+        left_out: AtomicU64::new(0),
+        selection,
+    };
     let workers = config.backup.workers();
     let mut report = Report::default();
 
@@ -115,6 +137,7 @@ pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
     }
     report.fragments = fragments(&repository, &needed, workers, &findings, progress)?;
     report.bytes = findings.bytes.into_inner();
+    report.left_out = findings.left_out.into_inner();
     report.notes = findings.notes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
     report.damage = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
     Ok(report)
@@ -214,10 +237,14 @@ fn pack(
     for part in parts {
         frames.entry(part.frame).or_default().push(part);
     }
-    let mut reader = PackReader::open(&repository.backup_dir(&manifest.id).join(&pack.name))?;
+    let path = repository.backup_dir(&manifest.id).join(&pack.name);
+    let mut reader = PackReader::open(&path)?;
     let what = format!("the pack \"{}\"", reader.path().display());
     if reader.size()? != pack.bytes {
         return Err(Error::damaged(what, format_args!("it has {} bytes instead of {}", reader.size()?, pack.bytes)));
+    }
+    if !findings.takes(&path) {
+        return Ok(());
     }
     let mut hasher = blake3::Hasher::new();
     let mut expected = 0;
@@ -256,6 +283,10 @@ fn fragments(
     progress.phase_bytes("fragments", there.iter().map(|(_, bytes)| bytes).sum(), "verifying fragments");
     each(&there, workers, |(hash, bytes)| {
         let checked = repository.fragment_path(hash).and_then(|path| {
+            if !findings.takes(&path) {
+                return Ok(());
+            }
+            findings.bytes.fetch_add(*bytes, Ordering::Relaxed);
             strata_fragment::verify_file(&path)
                 .map(drop)
                 .map_err(|error| Error::damaged(format_args!("\"{}\"", path.display()), error))
@@ -263,7 +294,7 @@ fn fragments(
         if let Err(error) = checked {
             findings.add("fragment", hash, error.message);
         }
-        findings.read(*bytes, progress);
+        progress.advance(*bytes);
     });
     let there: BTreeSet<&str> = there.iter().map(|(hash, _)| hash.as_str()).collect();
     for (hash, by) in needed {

@@ -61,6 +61,15 @@ fn file(
         return Ok(());
     };
     let path = repository.wal_path(name, kind);
+    if !findings.takes(&path) {
+        // Its note is read in any case: it says what was there before.
+        if let WalName::Segment(segment) = kind
+            && let Some((note, _)) = repository.read_wal_note(name)?
+        {
+            before(repository, segment, &note, expired, findings);
+        }
+        return Ok(());
+    }
     let Some(bytes) = crate::repository::fsio::read_optional(&path)? else { return Ok(()) };
     let (note, content) = walstore::decode(&bytes, &path)?;
     findings.bytes.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
@@ -73,15 +82,25 @@ fn file(
         if header.start != segment.start(size) {
             findings.add("wal", name, format!("it holds the log from {} on", header.start));
         }
-        let before =
-            segment.number(size).checked_sub(1).map(|number| Segment::numbered(segment.timeline, number, size));
-        if let Some(before) =
-            before.filter(|before| note.follows && !expired(*before) && !repository.has_segment(*before))
-        {
-            findings.add("wal", before.to_string(), "it is missing: it was archived before the segment behind it");
-        }
+        before(repository, segment, &note, expired, findings);
     }
     Ok(())
+}
+
+/// A segment that says that the one before it was archived already.
+fn before(
+    repository: &Repository,
+    segment: Segment,
+    note: &walstore::WalNote,
+    expired: &(dyn Fn(Segment) -> bool + Sync),
+    findings: &Findings,
+) {
+    let Some(size) = note.segment.as_ref().map(|summary| u64::from(summary.segment_size)) else { return };
+    let before = segment.number(size).checked_sub(1).map(|number| Segment::numbered(segment.timeline, number, size));
+    if let Some(before) = before.filter(|before| note.follows && !expired(*before) && !repository.has_segment(*before))
+    {
+        findings.add("wal", before.to_string(), "it is missing: it was archived before the segment behind it");
+    }
 }
 
 /// A backup is of no use without the segments from its start to its end.
