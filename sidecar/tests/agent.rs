@@ -363,3 +363,70 @@ fn a_missing_fragment_does_not_keep_the_hot_data_from_being_backed_up() {
     // The first backup still lacks it by its own account, but the repository has it now.
     server.run(&["plan", "--to", "latest"]).ok();
 }
+
+#[test]
+fn the_schedule_works_by_the_clock_and_makes_up_what_was_missed_once() {
+    let server = prepared();
+    let text = std::fs::read_to_string(&server.config).unwrap();
+    // Each second, so that each is due at once.
+    let more = "[schedule]\nexpire = \"* * * * * *\"\nbackup = \"0 3 1 1 *\"\n[retention]\nkeep_backups = 1\n";
+    std::fs::write(&server.config, format!("{text}{more}")).unwrap();
+    server.json(&["backup"]);
+    let last = server.json(&["backup"])["id"].as_str().unwrap().to_owned();
+    let recorded = || -> Vec<String> {
+        let info = server.json(&["info"]);
+        info["backups"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let agent = Agent::start(&server);
+    wait_for("the scheduled expire", || recorded() == [last.clone()]);
+    wait_for("the job", || {
+        server.sql("SELECT count(*) > 0 FROM strata.job WHERE kind = 'expire' AND state = 'done'") == "t"
+    });
+    assert_eq!(agent.stop(), Some(0));
+    // A backup that was due many times while no agent ran is made up once.
+    let path = server.repository.join("systems/test/one/schedule.json");
+    let seal = |content: &Value| strata_sidecar::repository::sealed::seal(content).unwrap();
+    std::fs::write(&path, seal(&json!({"backup": "2001-01-01T00:00:00Z", "expire": "2200-01-01T00:00:00Z"}))).unwrap();
+    give(&path);
+    let agent = Agent::start(&server);
+    wait_for("the missed backup", || recorded().len() == 2);
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_eq!(recorded().len(), 2);
+    wait_for("the mirror", || server.sql("SELECT count(*) FROM strata.backup WHERE state = 'complete'") == "2");
+    assert_eq!(agent.stop(), Some(0));
+}
+
+#[test]
+fn what_was_expired_goes_from_the_mirror() {
+    let server = prepared();
+    let hash = add_fragment(&server, 1);
+    let agent = Agent::start(&server);
+    server.json(&["backup"]);
+    wait_for("the fragment log", || in_repository(&server, &hash));
+    server.sql("DELETE FROM strata.fragment");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    server.archive();
+    wait_for("the mirror", || server.sql("SELECT count(*) FROM strata.log_backup WHERE kind = 'fragment'") == "1");
+    // The second backup is behind the fragment's life.
+    server.json(&["backup"]);
+    server.archive();
+    wait_for("the mirror", || server.sql("SELECT count(*) FROM strata.backup WHERE state = 'complete'") == "2");
+    let text = std::fs::read_to_string(&server.config).unwrap();
+    std::fs::write(&server.config, format!("{text}[retention]\nkeep_backups = 1\n")).unwrap();
+    let done = server.json(&["expire"]);
+    assert_eq!(done["fragments"]["remove"], json!([hash]), "{done}");
+    assert!(!in_repository(&server, &hash));
+    wait_for("the mirror", || {
+        server.sql("SELECT count(*) FROM strata.backup WHERE state = 'complete'") == "1"
+            && server.sql("SELECT count(*) FROM strata.log_backup WHERE kind = 'fragment'") == "0"
+    });
+    let first = done["wal"]["remove"][0].as_str().unwrap();
+    assert_eq!(server.sql(&format!("SELECT count(*) FROM strata.log_backup WHERE name = '{first}'")), "0");
+    server.run(&["verify"]).ok();
+    assert_eq!(agent.stop(), Some(0));
+    // A fragment that comes back with the same content is copied again.
+    let agent = Agent::start(&server);
+    assert_eq!(add_fragment(&server, 1), hash);
+    wait_for("the fragment", || in_repository(&server, &hash));
+    assert_eq!(agent.stop(), Some(0));
+}

@@ -5,6 +5,7 @@
 //!   files in the store                 ──► store  ──► repository: fragments
 //!   strata.fragment of each database   ──► watch  ──► repository: fragments, fragment log
 //!   repository ──► mirror ──► strata.backup, strata.log_backup
+//!   clock ──► schedule ──► backup, expire, verify, drill
 //! ```
 //!
 //! Promises. It may be killed at any time and started again: what it knows is in the repository and in the catalogs. It
@@ -20,6 +21,7 @@
 
 mod handler;
 mod mirror;
+mod schedule;
 mod store;
 mod watch;
 
@@ -160,7 +162,7 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
                 store::run(&shared, &changed).await;
             }
         };
-        tokio::join!(store, watch::run(&shared, &changed), mirror::run(&shared));
+        tokio::join!(store, watch::run(&shared, &changed), mirror::run(&shared), schedule::run(&shared));
         Ok(())
     };
     let signal = tokio::select! {

@@ -12,6 +12,6 @@ pub struct DrillConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
     /// Queries that the recovered server must answer, in the conninfo's database. One that fails, or whose first value is `false` or
-    /// null, is damage; other values are recorded.
+    /// null, is damage; other values are recorded. Their search path is `"$user", public`.
     pub checks: Vec<String>,
 }

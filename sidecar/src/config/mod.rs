@@ -7,11 +7,13 @@
 
 pub mod drill;
 pub mod retention;
+pub mod schedule;
 
 use crate::error::{AtPath, Error, ErrorKind, Result};
 pub use drill::DrillConfig;
 use jiff::SignedDuration;
 pub use retention::RetentionConfig;
+pub use schedule::ScheduleConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +37,9 @@ pub struct Config {
     /// What is kept, and for how long.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// What the agent does by the clock.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
     /// How a recovery is tried.
     #[serde(default)]
     pub drill: DrillConfig,

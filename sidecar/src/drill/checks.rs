@@ -108,6 +108,8 @@ pub async fn queries(conninfo: &Conninfo, queries: &[String], entry: &mut DrillE
     for query in queries {
         let asked = async {
             let session = conninfo.connect().await?;
+            // Our own sessions find nothing but the system's objects.
+            session.batch_execute("SET search_path = \"$user\", public").await?;
             Ok::<_, crate::error::Error>(session.simple_query(query).await?)
         };
         let (value, problem) = match asked.await {

@@ -372,7 +372,15 @@ impl Planner<'_> {
             }
             last_time = last_time.max(summary.last_time);
         }
-        let tail = self.read_tail(scan_from.min(archived.saturating_sub(1).max(from)), archived, size)?;
+        let tail = match self.read_tail(scan_from.min(archived.saturating_sub(1).max(from)), archived, size) {
+            Ok(tail) => tail,
+            // The notes are sound, and plans that need no more than they say are made.
+            Err(error) if error.kind == ErrorKind::Damaged => {
+                let time = last_time.map(|time: Timestamp| time - jiff::SignedDuration::from_micros(1));
+                return Ok(Reach { lsn: last_record, time });
+            }
+            Err(error) => return Err(error),
+        };
         let noted = last_time.map_or(backup.stopped_at, |last| last.max(backup.stopped_at));
         let lsn = tail.last_record.map(|_| tail.covered).or(last_record);
         Ok(Reach { lsn, time: Some(self.known(noted, &tail)) })
