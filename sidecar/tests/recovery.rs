@@ -327,7 +327,8 @@ fn both_ends_of_the_window_come_back_and_what_is_outside_is_refused() {
         assert_eq!(digest(&text(0, key)), at_backup, "{key}");
         assert_eq!(digest(&text(1, key)), second, "{key}");
     }
-    assert_eq!(digest(&inside.time), inside.digest);
+    // Behind the last commit before the gap nobody knows what the lost segment committed when: by position only.
+    assert_eq!(digest(&inside.lsn), inside.digest);
     assert_eq!(digest(&text(0, "to_lsn")), inside.digest);
     assert_eq!(digest(&text(1, "to_lsn")), end);
     assert_eq!(digest(&text(1, "to_time")), end);

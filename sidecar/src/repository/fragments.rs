@@ -132,8 +132,7 @@ impl Repository {
             for name in fsio::list(&dir.join(&prefix))? {
                 if let Some(hash) = name.strip_suffix(".frag") {
                     let path = dir.join(&prefix).join(&name);
-                    let size = std::fs::metadata(&path).map_err(|error| Error::io("look at", &path, error))?.len();
-                    found.push((hash.to_owned(), size));
+                    found.extend(fsio::size(&path)?.map(|size| (hash.to_owned(), size)));
                 }
             }
         }

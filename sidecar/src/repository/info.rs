@@ -1,8 +1,8 @@
 //! What is in a member's repository, for people and programs.
 
-use super::Repository;
 use super::catalog::BackupEntry;
-use crate::error::{AtPath, Result};
+use super::{Repository, fsio};
+use crate::error::Result;
 use crate::wal::name::{Segment, WalName};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -101,7 +101,7 @@ impl Repository {
         let mut bytes = 0;
         for segment in &segments {
             let path = self.wal_path(&segment.to_string(), WalName::Segment(*segment));
-            bytes += std::fs::metadata(&path).at("look at", &path)?.len();
+            bytes += fsio::size(&path)?.unwrap_or(0);
         }
         let mut last_commit_at = None;
         for segment in segments.iter().rev() {

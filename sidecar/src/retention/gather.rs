@@ -1,7 +1,7 @@
 //! Reads what the decision needs from the repository.
 
 use super::decide::{BackupFact, Decision, Facts, TimelineFact};
-use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::error::{AtPath, ErrorKind, Result};
 use crate::recovery::plan::{self, PlanRequest};
 use crate::recovery::target::Target;
 use crate::recovery::timeline::Chain;
@@ -90,10 +90,8 @@ pub fn wal_files(repository: &Repository) -> Result<Vec<WalFile>> {
     for name in repository.wal_names()? {
         let Some(kind) = WalName::parse(&name) else { continue };
         let path = repository.wal_path(&name, kind);
-        match std::fs::metadata(&path) {
-            Ok(meta) => files.push(WalFile { name, kind, path, bytes: meta.len() }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("look at", &path, error)),
+        if let Some(bytes) = fsio::size(&path)? {
+            files.push(WalFile { name, kind, path, bytes });
         }
     }
     Ok(files)
