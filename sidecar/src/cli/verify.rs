@@ -10,6 +10,9 @@ pub struct Args {
     /// Parallel workers; by default backup.jobs of the configuration, else one for each processor
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    /// Of what a third-party tool holds, believe the tool's own check and its list, and read nothing back
+    #[arg(long)]
+    listing: bool,
 }
 
 pub fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
@@ -18,7 +21,7 @@ pub fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
         config.backup.jobs = usize::from(jobs);
     }
     let progress = out.progress();
-    let report = verify::run(&config, &progress);
+    let report = verify::run(&config, args.listing, &progress);
     progress.finish();
     let report = report?;
     out.result(&report, || text(&report))?;
@@ -31,6 +34,7 @@ fn text(report: &verify::Report) -> String {
         ("interrupted", report.interrupted_backups.len().to_string()),
         ("wal files", report.wal_files.to_string()),
         ("fragments", report.fragments.to_string()),
+        ("objects", format!("{} in the tool, {} read back", report.objects, report.objects_read)),
         ("read", output::bytes(report.bytes)),
         ("damage", if report.damage.is_empty() { "none".to_owned() } else { report.damage.len().to_string() }),
     ]);

@@ -3,6 +3,7 @@
 //! Each finding names one thing and says what is wrong with it. Nothing stops at the first finding. What an interrupted
 //! write left behind is not damage and is counted apart.
 
+mod tool;
 mod wal;
 
 use crate::config::Config;
@@ -31,7 +32,11 @@ pub struct Report {
     pub fragments: u64,
     /// Entries of the fragment log.
     pub fragment_log_entries: u64,
-    /// Bytes that were read in the repository.
+    /// Objects that a third-party tool holds.
+    pub objects: u64,
+    /// Those of them that were read back and checked.
+    pub objects_read: u64,
+    /// Bytes that were read in the repository, and from the tool.
     pub bytes: u64,
     /// What is damaged or missing.
     pub damage: Vec<Finding>,
@@ -42,7 +47,7 @@ pub struct Report {
 /// One thing that is damaged or missing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// What kind of thing: `repository`, `backup`, `wal`, `fragment`, `fragment_log`.
+    /// What kind of thing: `repository`, `backup`, `wal`, `fragment`, `fragment_log`, `tool`, `object`.
     pub kind: &'static str,
     /// Its name.
     pub name: String,
@@ -73,8 +78,9 @@ impl Findings {
     }
 }
 
-/// Checks the repository.
-pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
+/// Checks the repository. With `listing`, of what a third-party tool holds only the tool's own check and its list count, and nothing is
+/// read back.
+pub fn run(config: &Config, listing: bool, progress: &Progress) -> Result<Report> {
     let repository = Repository::open(config)?;
     let findings =
         Findings { found: Mutex::new(BTreeSet::new()), notes: Mutex::new(BTreeSet::new()), bytes: AtomicU64::new(0) };
@@ -114,6 +120,7 @@ pub fn run(config: &Config, progress: &Progress) -> Result<Report> {
         }
     }
     report.fragments = fragments(&repository, &needed, workers, &findings, progress)?;
+    (report.objects, report.objects_read) = tool::check(&repository, &entries, listing, &findings, progress)?;
     report.bytes = findings.bytes.into_inner();
     report.notes = findings.notes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
     report.damage = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
@@ -171,6 +178,8 @@ fn backup(
     for fragment in &manifest.fragments {
         needed.entry(fragment.hash.clone()).or_insert_with(|| format!("backup {}", entry.id));
     }
+    // What a tool holds is looked at with all else that it holds.
+    let through_tool = manifest.packs.iter().any(|pack| pack.object.is_some());
     let mut by_pack: Vec<Vec<&Part>> = manifest.packs.iter().map(|_| Vec::new()).collect();
     for file in &manifest.files {
         let mut size = 0;
@@ -188,6 +197,9 @@ fn backup(
         if size != file.bytes {
             findings.add("backup", &entry.id, format!("\"{}\" has {size} bytes instead of {}", file.path, file.bytes));
         }
+    }
+    if through_tool {
+        return;
     }
     let packs: Vec<usize> = (0..manifest.packs.len()).collect();
     each(&packs, workers, |at| {
@@ -267,7 +279,7 @@ fn fragments(
     });
     let there: BTreeSet<&str> = there.iter().map(|(hash, _)| hash.as_str()).collect();
     for (hash, by) in needed {
-        if !there.contains(hash.as_str()) {
+        if !there.contains(hash.as_str()) && repository.fragment_object(hash)?.is_none() {
             findings.add("fragment", hash, format!("it is not in the repository, though {by} names it"));
         }
     }
