@@ -43,6 +43,8 @@ pub enum ErrorKind {
     Io,
     /// The operation is not allowed here.
     Forbidden,
+    /// A third-party tool failed.
+    Tool,
 }
 
 /// What the table says about a kind.
@@ -84,7 +86,33 @@ impl ErrorKind {
             Self::DiskFull => row("disk_full", 1, true, Some("Make room and run the same command again.")),
             Self::Io => row("io", 1, true, None),
             Self::Forbidden => row("forbidden", 1, false, None),
+            Self::Tool => row("tool", 1, true, Some("\"strata tool show\" prints the commands of the tool.")),
         }
+    }
+
+    /// All kinds.
+    pub const ALL: [Self; 16] = [
+        Self::Usage,
+        Self::Config,
+        Self::Connection,
+        Self::Locked,
+        Self::Damaged,
+        Self::Gap,
+        Self::Unreachable,
+        Self::Missing,
+        Self::Conflict,
+        Self::Postgres,
+        Self::Archive,
+        Self::Recovery,
+        Self::DiskFull,
+        Self::Io,
+        Self::Forbidden,
+        Self::Tool,
+    ];
+
+    /// The kind with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.row().name == name)
     }
 }
 
@@ -215,27 +243,9 @@ impl<T> AtPath<T> for Result<T, rustix::io::Errno> {
 mod tests {
     use super::*;
 
-    const ALL: [ErrorKind; 15] = [
-        ErrorKind::Usage,
-        ErrorKind::Config,
-        ErrorKind::Connection,
-        ErrorKind::Locked,
-        ErrorKind::Damaged,
-        ErrorKind::Gap,
-        ErrorKind::Unreachable,
-        ErrorKind::Missing,
-        ErrorKind::Conflict,
-        ErrorKind::Postgres,
-        ErrorKind::Archive,
-        ErrorKind::Recovery,
-        ErrorKind::DiskFull,
-        ErrorKind::Io,
-        ErrorKind::Forbidden,
-    ];
-
     #[test]
     fn no_exit_code_stops_the_archiver_or_says_success() {
-        for kind in ALL {
+        for kind in ErrorKind::ALL {
             let code = kind.row().exit_code;
             assert!((1..=125).contains(&code), "{kind}");
         }
@@ -243,10 +253,10 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<_> = ALL.iter().map(|kind| kind.row().name).collect();
+        let mut names: Vec<_> = ErrorKind::ALL.iter().map(|kind| kind.row().name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ALL.len());
+        assert_eq!(names.len(), ErrorKind::ALL.len());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Strata's sidecar: backup, recovery, and the agent that stands beside each server.
 //!
 //! ```text
-//!   cli ──► agent ──► backup, recovery, verify, wal ──► repository   (files, checksums, atomic writes)
+//!   cli ──► agent ──► backup, recovery, verify, wal ──► repository   (files, checksums, atomic writes) ◄─► tool (pipes)
 //!    │        │                │                  └───► postgres     (connections, formats of PostgreSQL's files)
 //!    └────────┴── config, progress, error: used by all, use nothing above them
 //! ```
@@ -24,6 +24,7 @@ pub mod recovery;
 pub mod repository;
 pub mod retention;
 pub mod socket;
+pub mod tool;
 pub mod verify;
 pub mod wal;
 

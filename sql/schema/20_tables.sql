@@ -113,9 +113,13 @@ CREATE TABLE strata.backup (
     fragment_bytes    bigint,
     fragments_copied  bigint,
     fragment_bytes_copied bigint,
-    error             text
+    error             text,
+    tool              text,
+    tool_result       jsonb
 );
 COMMENT ON TABLE strata.backup IS 'Base backups as the agent recorded them. The repository is the truth; this is its image in SQL.';
+COMMENT ON COLUMN strata.backup.tool IS 'the third-party tool that the data went through; null if it is in the repository itself';
+COMMENT ON COLUMN strata.backup.tool_result IS 'what the tool gave back: for each object its exit code, own identifier, size and last messages';
 
 CREATE TABLE strata.log_backup (
     system       text NOT NULL,

@@ -145,13 +145,15 @@ COMMENT ON COLUMN strata.jobs.duration IS 'from start to end, or until now if it
 CREATE VIEW strata.backups AS
 SELECT b.backup_id, b.system, b.member, b.repository, b.state, b.timeline, b.start_lsn, b.stop_lsn, b.started_at, b.stopped_at,
        b.stopped_at - b.started_at AS duration, b.data_bytes, b.stored_bytes,
-       b.fragments, b.fragment_bytes, b.fragments_copied, b.fragment_bytes_copied, b.error
+       b.fragments, b.fragment_bytes, b.fragments_copied, b.fragment_bytes_copied, b.error, b.tool, b.tool_result
   FROM strata.backup b;
 COMMENT ON VIEW strata.backups IS 'Base backups as the agent recorded them; the repository is the truth';
 COMMENT ON COLUMN strata.backups.data_bytes IS 'bytes read from the data directory';
 COMMENT ON COLUMN strata.backups.stored_bytes IS 'bytes that they take in the repository';
 COMMENT ON COLUMN strata.backups.fragments IS 'fragments that the backup needs';
 COMMENT ON COLUMN strata.backups.fragments_copied IS 'those of them that the repository did not have before';
+COMMENT ON COLUMN strata.backups.tool IS 'the third-party tool that holds the data; null if the repository itself does';
+COMMENT ON COLUMN strata.backups.tool_result IS 'what the tool gave back: for each object its exit code, own identifier, size and last messages';
 
 CREATE VIEW strata.log_backups AS
 SELECT l.system, l.member, l.kind, l.name, l.timeline, l.start_lsn, l.end_lsn, l.bytes, l.stored_bytes, l.checksum, l.completed_at

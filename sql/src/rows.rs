@@ -145,6 +145,10 @@ pub struct BackupRow {
     pub fragment_bytes_copied: Option<i64>,
     /// Why it failed.
     pub error: Option<String>,
+    /// The third-party tool that the data went through.
+    pub tool: Option<String>,
+    /// What it gave back.
+    pub tool_result: Option<serde_json::Value>,
 }
 
 /// A row of `strata.log_backup`.

@@ -40,6 +40,8 @@ use std::time::Duration;
 use strata_catalog::names;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// How long an agent that is done stays for requests that it is answering.
+const LAST_ANSWERS: Duration = Duration::from_secs(600);
 /// How long the last look may take.
 const LAST_LOOK: Duration = Duration::from_secs(10);
 
@@ -166,8 +168,15 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
         Ok(())
     };
     let signal = tokio::select! {
-        () = listener.serve(handler) => return Ok(()),
-        result = background => return result,
+        () = listener.serve(handler.clone()) => return Ok(()),
+        result = background => {
+            // A query may wait for an answer still, though the fragment is in the store by now.
+            tokio::select! {
+                () = listener.serve(handler) => {}
+                () = listener.idle(LAST_ANSWERS) => {}
+            }
+            return result;
+        }
         signal = end => signal,
     };
     tracing::info!("ended by {signal}");
@@ -175,6 +184,8 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
     if !options.until_complete && !shared.config.repository.read_only && !shared.is_standby() {
         last_look(&shared).await;
     }
+    // A backup that still runs is over with this process, and so is its tool.
+    crate::tool::run::interrupt();
     Ok(())
 }
 

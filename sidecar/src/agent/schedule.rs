@@ -136,7 +136,7 @@ async fn work(shared: &Shared, kind: JobKind, info: &ServerInfo, progress: &Prog
         }
         JobKind::Verify => {
             blocking(move || {
-                let report = verify::run(&config, Selection::default(), &progress)?;
+                let report = verify::run(&config, false, Selection::default(), &progress)?;
                 report.require_sound()?;
                 Ok(json!(report))
             })

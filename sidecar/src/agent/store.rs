@@ -6,11 +6,15 @@
 //! of a transaction that was rolled back costs its bytes in the repository and nothing else.
 //!
 //! Only directories whose time of change moved are listed again.
+//!
+//! With a third-party tool, what is new goes through it, all that one look finds in as few bundles as they fit in.
 
 use super::Shared;
-use crate::backup::blocking;
+use crate::backup::{blocking, fragments};
 use crate::error::{ErrorKind, Result};
 use crate::repository::{Repository, fsio};
+use crate::tool::Tool;
+use crate::tool::fragments::FragmentFile;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +23,8 @@ use strata_catalog::names;
 
 /// How often the directories are looked at.
 const POLL: Duration = Duration::from_millis(200);
+/// How long a tool that failed is left alone.
+const TOOL_PAUSE: Duration = Duration::from_secs(10);
 /// A directory that changed this recently may change again without its time moving.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -45,9 +51,21 @@ pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify) {
                 tracing::info!(copied, "fragments of the store copied to the repository");
                 changed.notify_one();
             }
-            Err(error) => tracing::warn!("the store is not watched just now: {}", error.full_text()),
+            Err(error) => {
+                match error.kind {
+                    // A backup sends fragments just now, these among them.
+                    ErrorKind::Locked => tracing::debug!("{error}"),
+                    _ => tracing::warn!("the store is not watched just now: {}", error.full_text()),
+                }
+                // A tool that fails is not started again and again.
+                if shared.config.tool.is_some() {
+                    tokio::time::sleep(TOOL_PAUSE).await;
+                }
+            }
         }
-        tokio::time::sleep(POLL).await;
+        // Each run of a tool costs; what comes in a while goes together.
+        tokio::time::sleep(if shared.config.tool.is_some() { shared.config.agent.fragment_interval } else { POLL })
+            .await;
     }
 }
 
@@ -64,12 +82,27 @@ pub(super) async fn round(shared: &Shared, watch: &Arc<Mutex<StoreWatch>>) -> Re
 impl StoreWatch {
     fn look(&mut self, repository: &Repository, store: &Path) -> Result<u64> {
         let mut copied = 0;
+        if let Some(tool) = repository.tool() {
+            copied += u64::from(self.send(repository, tool, store)? > 0);
+        }
         for database in fsio::list(store)?.iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) {
             for folder in fsio::list(&store.join(database))?.iter().filter(|name| name.len() == 2) {
                 copied += self.folder(repository, &store.join(database).join(folder))?;
             }
         }
         Ok(copied)
+    }
+
+    /// Sends what is new through the tool. What cannot be sent for its own sake is said when the folders are looked at.
+    fn send(&self, repository: &Repository, tool: &Tool, store: &Path) -> Result<u64> {
+        let new = |path: &Path| {
+            let folder = path.parent().unwrap_or(path);
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            !self.failed.contains_key(path) && !self.kept.get(folder).is_some_and(|kept| kept.contains(name))
+        };
+        let files = fragments::files_of_store(store)?;
+        let files = files.into_iter().filter(|(_, path)| new(path)).map(|(hash, path)| FragmentFile { hash, path });
+        repository.send_fragments(tool, files.collect(), None)
     }
 
     fn folder(&mut self, repository: &Repository, folder: &Path) -> Result<u64> {

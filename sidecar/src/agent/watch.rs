@@ -18,6 +18,7 @@ use crate::progress::Progress;
 use crate::recovery::fragments::{Wanted, fetch_all, wanted};
 use crate::repository::Repository;
 use crate::repository::fragments::{Dropped, FragmentLogEntry};
+use crate::tool::fragments::FragmentFile;
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -290,6 +291,19 @@ impl Known {
         rows: &[FragmentRow],
         timeline: u32,
     ) -> Result<()> {
+        if repository.tool().is_some() {
+            // All at once, in as few runs of the tool as they fit in; one that fails is not started for each row.
+            let new = rows.iter().filter(|row| !self.logged.contains_key(&(row.fragment_id, row.hash.clone())));
+            let files: Vec<FragmentFile> = new
+                .filter_map(|row| {
+                    let below = names::fragment_relative_path(database.oid, &row.hash)?;
+                    Some(FragmentFile { hash: row.hash.clone(), path: shared.store.join(below) })
+                })
+                .collect();
+            let repository = repository.clone();
+            blocking(move || repository.tool().map_or(Ok(0), |tool| repository.send_fragments(tool, files, None)))
+                .await?;
+        }
         for row in rows {
             let key = (row.fragment_id, row.hash.clone());
             if self.logged.contains_key(&key) {

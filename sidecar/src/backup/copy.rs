@@ -1,26 +1,25 @@
-//! Copies the listed files into packs, with several workers.
+//! Copies the listed files to the backup's target, with several workers.
 //!
 //! ```text
-//!   files ──► work list ──► worker: read → check pages → BLAKE3 → zstd → own pack
-//!              (pieces of large files, bundles of small ones; largest first)
+//!   files ──► work list ──► worker: read → check pages → BLAKE3 ──► its writer: zstd → own pack, or tar → own pipe
+//!              (pieces of large files, bundles of small ones; for a stream whole files)
 //! ```
 //!
-//! A worker takes the next item when it is free; it shares nothing else. A piece of a large file is one frame; a bundle
-//! of small files is one frame. Files that change are copied in whatever state they are read: replay repairs them. What
+//! A worker takes the next item when it is free; it shares nothing else. Where its bytes go is the target's business ([`super::target`]):
+//! in packs a piece of a large file is one frame, and so is a bundle of small files; in a stream the pieces of a file follow each other. Files that change are copied in whatever state they are read: replay repairs them. What
 //! is appended behind the size that was listed is not needed, since the WAL has it; small files are read to their end, or to a
-//! limit when they grow fast (a log). `global/pg_control` is not protected by the WAL, so [`control_file`] reads it until it is whole.
+//! limit when they grow fast (a log). `global/pg_control` is not protected by the WAL, so it is read until it is whole, and last.
 //! A file that vanished is left out, since its removal is in the WAL.
 
 use super::scan::ScannedFile;
+use super::target::{Target, Writer};
 use crate::error::{Error, Result};
 use crate::postgres::page::{self, PAGE, PageState};
 use crate::progress::Progress;
 use crate::repository::manifest::{DamagedPage, FileEntry, Pack, Part};
-use crate::repository::pack::PackWriter;
 use std::fs::File;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -45,8 +44,6 @@ const GROWN: u64 = 1 << 20;
 pub struct CopyOptions {
     /// How many workers.
     pub workers: usize,
-    /// The level of zstd.
-    pub level: i32,
     /// Check pages of a server that keeps checksums, whose backup began here.
     pub check_pages_from: Option<u64>,
 }
@@ -65,6 +62,7 @@ pub struct Copied {
 enum Item {
     Piece { file: usize, offset: u64, bytes: u64 },
     Bundle(Vec<usize>),
+    Whole(usize),
 }
 
 impl Part {
@@ -80,15 +78,20 @@ impl Item {
         match self {
             Self::Piece { bytes, .. } => *bytes,
             Self::Bundle(members) => members.iter().filter_map(|at| files.get(*at)).map(|file| file.size).sum(),
+            Self::Whole(at) => files.get(*at).map_or(0, |file| file.size),
         }
     }
 }
 
-fn plan(files: &[ScannedFile]) -> Vec<Item> {
+fn plan(files: &[ScannedFile], last: Option<usize>, streams: bool) -> Vec<Item> {
+    let all = || files.iter().enumerate().filter(|(at, _)| Some(*at) != last);
+    if streams {
+        return all().map(|(at, _)| Item::Whole(at)).collect();
+    }
     let mut items = Vec::new();
     let mut bundle = Vec::new();
     let mut bundled = 0;
-    for (at, file) in files.iter().enumerate() {
+    for (at, file) in all() {
         if file.size > SMALL {
             let mut offset = 0;
             while offset < file.size {
@@ -112,33 +115,33 @@ fn plan(files: &[ScannedFile]) -> Vec<Item> {
     items
 }
 
-/// Copies `files` into packs in `dir`. `numbers` is the first free worker number, so that two calls for one folder do
-/// not meet in a pack's name.
+/// Copies `files` to a target. The one that is `last` is read when all others are done: the control file, which must not be
+/// older than what it describes, and is not protected by the WAL.
 pub fn copy(
     files: &[ScannedFile],
-    dir: &Path,
-    numbers: usize,
+    last: Option<usize>,
+    target: &dyn Target,
     options: &CopyOptions,
     progress: &Progress,
     cancelled: &AtomicBool,
 ) -> Result<Copied> {
-    let items = plan(files);
+    let items = plan(files, last, target.streams());
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
-    let workers = options.workers.clamp(1, items.len().max(1));
-    let results: Vec<Result<Done>> = std::thread::scope(|scope| {
+    let workers = target.workers(options.workers).clamp(1, items.len().max(1));
+    let running: Vec<Result<Worker<'_>>> = std::thread::scope(|scope| {
         let (next, failed, items) = (&next, &failed, &items);
         let handles: Vec<_> = (0..workers)
-            .map(|worker| {
+            .map(|number| {
                 scope.spawn(move || {
                     let run = || {
-                        let mut worker = Worker::new(files, dir, numbers + worker, options)?;
+                        let mut worker = Worker::new(files, target.writer(number)?, options);
                         while !failed.load(Ordering::Relaxed) && !cancelled.load(Ordering::Relaxed) {
                             let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                             worker.item(item)?;
                             progress.advance(item.bytes(files));
                         }
-                        worker.finish()
+                        Ok(worker)
                     };
                     let result = run();
                     if result.is_err() {
@@ -150,37 +153,23 @@ pub fn copy(
             .collect();
         handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err(worker_died()))).collect()
     });
-    assemble(files, results)
+    // One that failed is the reason; the others are dropped, which ends what they had begun.
+    let mut running = running.into_iter().collect::<Result<Vec<_>>>()?;
+    if cancelled.load(Ordering::Relaxed) {
+        return Err(Error::new(crate::error::ErrorKind::Io, "the copy was cancelled"));
+    }
+    if let (Some(last), Some(worker)) = (last, running.first_mut()) {
+        worker.control_file(last)?;
+    }
+    let finished: Vec<Result<Done>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = running.into_iter().map(|worker| scope.spawn(|| worker.finish())).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err(worker_died()))).collect()
+    });
+    assemble(files, finished)
 }
 
 fn worker_died() -> Error {
     Error::new(crate::error::ErrorKind::Io, "a worker of the copy ended unexpectedly")
-}
-
-/// Copies `global/pg_control`. The server writes it in place, so a read may see half of a write: it is read until its own
-/// checksum is right.
-pub fn control_file(file: &ScannedFile, dir: &Path, number: usize, options: &CopyOptions) -> Result<Copied> {
-    let mut worker = Worker::new(std::slice::from_ref(file), dir, number, options)?;
-    let mut tries = 0;
-    let content = loop {
-        let content = std::fs::read(&file.source).map_err(|error| Error::io("read", &file.source, error))?;
-        if control_is_whole(&content) {
-            break content;
-        }
-        tries += 1;
-        if tries == 50 {
-            return Err(Error::damaged(
-                format_args!("\"{}\"", file.source.display()),
-                "its checksum does not match its content",
-            ));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    worker.content.extend_from_slice(&content);
-    worker.done.seen.push(0);
-    worker.store(vec![(0, Part::of(&content, 0, 0))])?;
-    let files = std::slice::from_ref(file);
-    assemble(files, vec![worker.finish()])
 }
 
 /// True when the control file's CRC-32C is right. Where it stands depends on the version: it is the first number that is
@@ -241,32 +230,20 @@ fn assemble(files: &[ScannedFile], results: Vec<Result<Done>>) -> Result<Copied>
 struct Worker<'a> {
     files: &'a [ScannedFile],
     options: &'a CopyOptions,
-    packs: PackWriter,
-    compressor: zstd::bulk::Compressor<'static>,
+    writer: Box<dyn Writer>,
     content: Vec<u8>,
-    frame: Vec<u8>,
     done: Done,
     open: Option<(usize, File)>,
 }
 
 impl<'a> Worker<'a> {
-    fn new(files: &'a [ScannedFile], dir: &Path, number: usize, options: &'a CopyOptions) -> Result<Self> {
-        let compressor = zstd::bulk::Compressor::new(options.level)
-            .map_err(|error| Error::new(crate::error::ErrorKind::Config, format!("zstd refused its level: {error}")))?;
-        Ok(Self {
-            files,
-            options,
-            packs: PackWriter::new(dir, number),
-            compressor,
-            content: Vec::new(),
-            frame: Vec::new(),
-            done: Done { packs: Vec::new(), parts: Vec::new(), seen: Vec::new(), damaged: Vec::new() },
-            open: None,
-        })
+    fn new(files: &'a [ScannedFile], writer: Box<dyn Writer>, options: &'a CopyOptions) -> Self {
+        let done = Done { packs: Vec::new(), parts: Vec::new(), seen: Vec::new(), damaged: Vec::new() };
+        Self { files, options, writer, content: Vec::new(), done, open: None }
     }
 
     fn finish(mut self) -> Result<Done> {
-        self.done.packs = self.packs.finish()?;
+        self.done.packs = self.writer.finish()?;
         Ok(self.done)
     }
 
@@ -283,27 +260,84 @@ impl<'a> Worker<'a> {
                     parts.extend(self.read(*file, 0, bytes)?);
                 }
             }
+            Item::Whole(file) => return self.whole(*file),
         }
         self.store(parts)
     }
 
-    /// Compresses what was read and appends it to the pack.
-    fn store(&mut self, parts: Vec<(usize, Part)>) -> Result<()> {
+    /// A file from its beginning to its end, piece by piece. Its size is settled before its first byte is written.
+    fn whole(&mut self, at: usize) -> Result<()> {
+        let Some(scanned) = self.files.get(at) else { return Ok(()) };
+        let small = scanned.size <= SMALL;
+        let first = match (small, scanned.first_block) {
+            (true, None) => scanned.size.max(GROWN),
+            _ => scanned.size.min(PIECE),
+        };
+        let part = self.read(at, 0, first)?;
+        // It vanished.
+        if self.done.seen.last() != Some(&at) {
+            return Ok(());
+        }
+        let read = self.content.len() as u64;
+        let ends = small || read < first;
+        let bytes = match ends {
+            true => read,
+            // What is appended from now on is in the WAL; what is cut off is filled with zeros in the stream.
+            false => {
+                let now = self.open.as_ref().and_then(|(_, file)| file.metadata().ok()).map_or(0, |meta| meta.len());
+                scanned.size.min(now).max(read)
+            }
+        };
+        self.writer.begin(scanned, bytes)?;
+        self.store(part.into_iter().collect())?;
+        let mut offset = read;
+        while !ends && offset < bytes {
+            self.content.clear();
+            let part = self.read(at, offset, PIECE.min(bytes - offset))?;
+            let got = self.content.len() as u64;
+            self.store(part.into_iter().collect())?;
+            if got == 0 {
+                break;
+            }
+            offset += got;
+        }
+        self.writer.end()
+    }
+
+    /// The control file. The server writes it in place, so a read may see half of a write: it is read until its own checksum
+    /// is right.
+    fn control_file(&mut self, at: usize) -> Result<()> {
+        let Some(file) = self.files.get(at) else { return Ok(()) };
+        let mut tries = 0;
+        let content = loop {
+            let content = std::fs::read(&file.source).map_err(|error| Error::io("read", &file.source, error))?;
+            if control_is_whole(&content) {
+                break content;
+            }
+            tries += 1;
+            if tries == 50 {
+                return Err(Error::damaged(
+                    format_args!("\"{}\"", file.source.display()),
+                    "its checksum does not match its content",
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        self.content.clear();
+        self.content.extend_from_slice(&content);
+        self.done.seen.push(at);
+        self.writer.begin(file, content.len() as u64)?;
+        self.store(vec![(at, Part::of(&content, 0, 0))])?;
+        self.writer.end()
+    }
+
+    /// Gives what was read to the writer.
+    fn store(&mut self, mut parts: Vec<(usize, Part)>) -> Result<()> {
         if self.content.is_empty() {
             return Ok(());
         }
-        self.frame.clear();
-        self.frame.reserve(zstd::zstd_safe::compress_bound(self.content.len()));
-        self.compressor
-            .compress_to_buffer(&self.content, &mut self.frame)
-            .map_err(|error| Error::new(crate::error::ErrorKind::Io, format!("zstd failed: {error}")))?;
-        let place = self.packs.append(&self.frame)?;
-        for (file, mut part) in parts {
-            part.pack = place.pack;
-            part.frame = place.offset;
-            part.frame_bytes = place.bytes;
-            self.done.parts.push((file, part));
-        }
+        self.writer.store(&self.content, &mut parts)?;
+        self.done.parts.extend(parts);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use crate::postgres::{Conninfo, Session};
 use crate::progress::Progress;
 use crate::repository::fragments::FragmentLogEntry;
 use crate::repository::manifest::FragmentRef;
+use crate::repository::objects::StoredObject;
 use crate::repository::{Repository, fsio};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashSet};
@@ -96,6 +97,8 @@ pub struct FragmentsCopied {
     pub copied: u64,
     /// Their bytes.
     pub bytes_copied: u64,
+    /// The objects in which they went through a third-party tool.
+    pub objects: Vec<StoredObject>,
     /// Those that are neither in the store nor in the repository, or are damaged in the store, each with the reason.
     pub failed: Vec<(FragmentRef, String)>,
 }
@@ -103,12 +106,7 @@ pub struct FragmentsCopied {
 /// Copies the fragments that came into the store after `since` and that the repository does not have: a row that came and
 /// went between two looks at the catalog has left its file.
 pub fn copy_recent(repository: &Repository, store: &Path, since: SystemTime) -> Result<()> {
-    let since = since.checked_sub(CLOCKS).unwrap_or(since);
-    for (hash, path) in files_of_store(store)? {
-        let recent = std::fs::metadata(&path).and_then(|meta| meta.modified()).is_ok_and(|modified| modified >= since);
-        if !recent {
-            continue;
-        }
+    for (hash, path) in recent(store, since)? {
         match repository.put_fragment(&hash, &path) {
             Err(error) if matches!(error.kind, ErrorKind::Missing | ErrorKind::Damaged) => {
                 tracing::debug!("no row named the fragment {hash}, and it was not copied: {error}");
@@ -119,8 +117,18 @@ pub fn copy_recent(repository: &Repository, store: &Path, since: SystemTime) -> 
     Ok(())
 }
 
+/// The fragments that came into a store after `since`: hash and file.
+pub fn recent(store: &Path, since: SystemTime) -> Result<Vec<(String, PathBuf)>> {
+    let since = since.checked_sub(CLOCKS).unwrap_or(since);
+    let mut files = files_of_store(store)?;
+    files.retain(|(_, path)| {
+        std::fs::metadata(path).and_then(|meta| meta.modified()).is_ok_and(|modified| modified >= since)
+    });
+    Ok(files)
+}
+
 /// The fragments in a store: hash and file.
-fn files_of_store(store: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub fn files_of_store(store: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for database in fsio::list(store)?.iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) {
         for folder in fsio::list(&store.join(database))?.iter().filter(|name| name.len() == 2) {

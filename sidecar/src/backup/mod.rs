@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!   lock ─► clear what an interrupted backup left ─► pg_backup_start
-//!        ─► copy files into packs (parallel), pg_control last ─► pg_backup_stop ─► copy fragments
+//!        ─► copy files to the target (parallel), pg_control last ─► pg_backup_stop ─► copy fragments
 //!        ─► wait for the WAL ─► manifest ─► catalog entry        (the backup exists from here on)
 //!        ─► mirror into schema strata ─► expire, when retention.automatic says so
 //! ```
+//!
+//! The target ([`target`]) is the repository itself or a third-party tool ([`crate::tool`]). With a tool, hot data and fragments go through its
+//! pipes, a last stream has the labels and the manifest ([`through_tool`]), and all else is the same.
 //!
 //! Promises. A backup in the catalog can be recovered by itself: its packs, its fragments, and the WAL from its start to
 //! its stop are durable in the repository. Fragments are listed before and after the stop; one that came and went between
@@ -17,29 +20,36 @@ pub mod copy;
 pub mod fragments;
 pub mod record;
 pub mod scan;
+pub mod target;
+pub mod through_tool;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Conninfo, ServerInfo, Session, program, server};
 use crate::progress::Progress;
-use crate::repository::catalog::BackupEntry;
+use crate::repository::catalog::{BackupEntry, ThroughTool};
 use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Server};
+use crate::repository::objects::StoredObject;
 use crate::repository::{FORMAT, Identity, Repository, fsio};
 use crate::retention::{self, ExpireRequest};
+use crate::tool::fragments::Sent;
+use crate::tool::upkeep;
 use crate::wal::name::Segment;
 use copy::{Copied, CopyOptions};
 use jiff::Timestamp;
 use scan::Scan;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use strata_catalog::{BackupState, Lsn};
+use target::{PackTarget, Target, ToolTarget};
+use through_tool::Infile;
 
 /// The result of a backup.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackupReport {
     /// The entry in the repository's catalog.
     #[serde(flatten)]
@@ -66,7 +76,14 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
     let repository = Repository::open_or_create(config)?;
     repository.claim(&Identity { system_identifier: info.system_identifier, segment_size: info.segment_size })?;
     let lock = lock(&repository).await?;
-    clear_interrupted(&repository)?;
+    {
+        let repository = repository.clone();
+        blocking(move || {
+            clear_interrupted(&repository)?;
+            through_tool::prepare(&repository)
+        })
+        .await?;
+    }
     let mirrored = record::has_jobs(&session).await;
     if mirrored && let Err(error) = record::fail_interrupted(&session, &config.system, &config.member.name).await {
         tracing::warn!("interrupted backups are not marked in strata.backup: {error}");
@@ -100,6 +117,11 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
         Err(error) => {
             if let Err(error) = repository.remove_unfinished(&id) {
                 tracing::warn!("the folder of the failed backup stays until the next one: {error}");
+            }
+            let left = repository.clone();
+            let cleared = blocking(move || left.tool().map_or(Ok(()), |tool| upkeep::clear(&left, tool))).await;
+            if let Err(error) = cleared {
+                tracing::warn!("what the tool holds of the failed backup stays until the next one: {error}");
             }
             if mirrored {
                 run.mirror_state(BackupState::Failed, Some(&error)).await;
@@ -226,13 +248,14 @@ impl Run<'_> {
             .await?;
         let start_lsn = server::lsn(row.get(0));
         archive::keep_history(self.config, self.session, self.data_directory).await?;
-        let (mut scan, copied) = self.copy_files(start_lsn).await?;
+        let infile = self.repository.tool().map(|_| Infile::create(self.dir)).transpose()?;
+        let (mut scan, copied) = self.copy_files(start_lsn, infile.as_ref()).await?;
         let listed_at = SystemTime::now();
         let before = fragments::read_all(self.conninfo, self.session).await?;
         let stopped = self.stop().await?;
         let after = fragments::read_all(self.conninfo, self.session).await?;
         let start = BackupLabel::parse(&stopped.label)?;
-        let fragments = self.copy_fragments(before, after, start.timeline, listed_at).await?;
+        let fragments = self.copy_fragments(before, after, start.timeline, listed_at, infile.as_ref()).await?;
 
         let size = u64::from(self.info.segment_size);
         let first = Segment::holding(start.timeline, start_lsn, size);
@@ -258,6 +281,10 @@ impl Run<'_> {
         let missing = fragments.failed.len() as u64;
         let manifest = self.manifest(scan, copied, &stopped, fragments.fragments);
         let manifest_blake3 = self.repository.write_manifest(&manifest)?;
+        let tool = match &infile {
+            None => None,
+            Some(infile) => Some(self.close_tool(infile, &manifest, first, last, fragments.objects).await?),
+        };
         let entry = BackupEntry {
             id: self.id.to_owned(),
             label: self.label.map(str::to_owned),
@@ -284,20 +311,36 @@ impl Run<'_> {
             fragments_missing: missing,
             damaged_pages: manifest.damaged_pages.len() as u64,
             manifest_blake3,
+            tool,
         };
         self.repository.record_backup(&entry)?;
         Ok((entry, damage))
     }
 
-    async fn copy_files(&self, start: Lsn) -> Result<(Scan, Copied)> {
+    /// The last stream through the tool: what is known only at the end. Returns what the tool did for this backup.
+    async fn close_tool(
+        &self,
+        infile: &Infile,
+        manifest: &Manifest,
+        first: Segment,
+        last: Segment,
+        fragments: Vec<StoredObject>,
+    ) -> Result<ThroughTool> {
+        let (repository, infile, manifest) = (self.repository.clone(), infile.clone(), manifest.clone());
+        let size = u64::from(self.info.segment_size);
+        blocking(move || through_tool::close(&repository, &infile, &manifest, first, last, size, fragments)).await
+    }
+
+    async fn copy_files(&self, start: Lsn, infile: Option<&Infile>) -> Result<(Scan, Copied)> {
         let data_directory = self.data_directory.to_owned();
         let leave_out: Vec<PathBuf> =
             vec![self.info.store_or(self.config.member.store.as_ref()), self.repository.root().to_owned()];
         let dir = self.dir.to_owned();
         let progress = self.progress.clone();
+        let (repository, id, infile) = (self.repository.clone(), self.id.to_owned(), infile.cloned());
+        let level = self.config.backup.compress_level;
         let options = CopyOptions {
             workers: self.config.backup.workers(),
-            level: self.config.backup.compress_level,
             check_pages_from: (self.info.data_checksums && self.info.block_size == 8192).then_some(start.0),
         };
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -307,19 +350,25 @@ impl Run<'_> {
             // The same places may be written with and without links.
             let leave_out: Vec<PathBuf> = leave_out.iter().flat_map(|path| [path.clone(), real(path)]).collect();
             let leave_out: Vec<&Path> = leave_out.iter().map(PathBuf::as_path).collect();
-            let mut scan = scan::scan(&data_directory, &leave_out)?;
-            let control: Vec<_> = scan.files.extract_if(.., |file| file.path == "global/pg_control").collect();
-            progress.phase_bytes("data", scan.bytes(), "copying the hot data");
-            let mut copied = copy::copy(&scan.files, &dir, 0, &options, &progress, &cancelled)?;
-            // Last, so that it is never older than what it describes.
-            let [control] = control.as_slice() else {
+            let scan = scan::scan(&data_directory, &leave_out)?;
+            let Some(control) = scan.files.iter().position(|file| file.path == "global/pg_control") else {
                 return Err(Error::new(
                     ErrorKind::Io,
                     format!("\"{}\" has no global/pg_control", data_directory.display()),
                 )
                 .with_hint("Is member.data_directory the server's data directory?"));
             };
-            append(&mut copied, copy::control_file(control, &dir, options.workers, &options)?);
+            progress.phase_bytes("data", scan.bytes(), "copying the hot data");
+            let copy =
+                |target: &dyn Target| copy::copy(&scan.files, Some(control), target, &options, &progress, &cancelled);
+            let copied = match (repository.tool(), &infile) {
+                (Some(tool), Some(infile)) => {
+                    let target = ToolTarget::new(&repository, tool, &id, infile.path(), &scan.directories);
+                    infile.hot(&target, tool)?;
+                    copy(&target)?
+                }
+                _ => copy(&PackTarget::new(&dir, level))?,
+            };
             fsio::fsync_dir(&dir)?;
             Ok((scan, copied))
         })
@@ -344,17 +393,29 @@ impl Run<'_> {
         after: Vec<fragments::DatabaseFragments>,
         timeline: u32,
         listed_at: SystemTime,
+        infile: Option<&Infile>,
     ) -> Result<fragments::FragmentsCopied> {
         let repository = self.repository.clone();
+        let (id, infile) = (self.id.to_owned(), infile.cloned());
         let store = self.info.store_or(self.config.member.store.as_ref());
         let progress = self.progress.clone();
         blocking(move || {
             let needed: std::collections::HashSet<(u32, i64)> =
                 after.iter().flat_map(|one| one.rows.iter().map(|row| (one.database.oid, row.fragment_id))).collect();
             let all = fragments::union(before, after);
-            let done =
+            let sent = match (repository.tool(), &infile) {
+                (Some(tool), Some(infile)) => {
+                    through_tool::send_fragments(&repository, tool, &id, infile, &all, &store, listed_at, &progress)?
+                }
+                _ => Sent::default(),
+            };
+            let mut done =
                 fragments::copy(&repository, &all, |oid, id| needed.contains(&(oid, id)), &store, timeline, &progress)?;
             fragments::copy_recent(&repository, &store, listed_at)?;
+            let (count, bytes) = sent.copied();
+            done.copied += count;
+            done.bytes_copied += bytes;
+            done.objects = sent.objects;
             Ok(done)
         })
         .await
@@ -408,6 +469,8 @@ impl Run<'_> {
             fragments_copied: None,
             fragment_bytes_copied: None,
             error: error.map(Error::full_text),
+            tool: self.repository.tool().map(|tool| tool.name().to_owned()),
+            tool_result: None,
         };
         let written = match record::upsert_backup(self.session, &row).await {
             // The session may be what failed.
@@ -429,19 +492,6 @@ impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-fn append(all: &mut Copied, mut more: Copied) {
-    let base = all.packs.len() as u32;
-    for file in &mut more.files {
-        for part in &mut file.parts {
-            part.pack += base;
-        }
-    }
-    all.packs.extend(more.packs);
-    all.files.extend(more.files);
-    all.files.sort_by(|a, b| a.path.cmp(&b.path));
-    all.damaged_pages.extend(more.damaged_pages);
 }
 
 /// Runs blocking work on a thread of its own.

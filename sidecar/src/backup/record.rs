@@ -32,14 +32,14 @@ pub async fn upsert_backup(session: &Session, row: &BackupRow) -> Result<()> {
         .execute(
             "INSERT INTO strata.backup (backup_id, system, member, repository, state, timeline, start_lsn, stop_lsn, \
                  started_at, stopped_at, data_bytes, stored_bytes, fragments, fragment_bytes, fragments_copied, \
-                 fragment_bytes_copied, error) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+                 fragment_bytes_copied, error, tool, tool_result) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
              ON CONFLICT (backup_id) DO UPDATE SET (system, member, repository, state, timeline, start_lsn, stop_lsn, \
                  started_at, stopped_at, data_bytes, stored_bytes, fragments, fragment_bytes, fragments_copied, \
-                 fragment_bytes_copied, error) = (excluded.system, excluded.member, excluded.repository, excluded.state, \
+                 fragment_bytes_copied, error, tool, tool_result) = (excluded.system, excluded.member, excluded.repository, excluded.state, \
                  excluded.timeline, excluded.start_lsn, excluded.stop_lsn, excluded.started_at, excluded.stopped_at, \
                  excluded.data_bytes, excluded.stored_bytes, excluded.fragments, excluded.fragment_bytes, \
-                 excluded.fragments_copied, excluded.fragment_bytes_copied, excluded.error)",
+                 excluded.fragments_copied, excluded.fragment_bytes_copied, excluded.error, excluded.tool, excluded.tool_result)",
             &[
                 &row.backup_id,
                 &row.system,
@@ -58,6 +58,8 @@ pub async fn upsert_backup(session: &Session, row: &BackupRow) -> Result<()> {
                 &row.fragments_copied,
                 &row.fragment_bytes_copied,
                 &row.error,
+                &row.tool,
+                &row.tool_result,
             ],
         )
         .await?;

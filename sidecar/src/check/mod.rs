@@ -7,6 +7,7 @@ use crate::postgres::{Conninfo, ServerInfo, Session, program};
 use crate::progress::Progress;
 use crate::repository::{Identity, Repository};
 use crate::socket::client;
+use crate::tool::trial;
 use crate::wal::name::Segment;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -103,6 +104,9 @@ pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> R
         (Some(()), Some(()), Some(repository)) => {
             let outcome = archiving(config, &repository, &session, &info, progress).await;
             report.note("archiving", outcome);
+            if config.tool.is_some() {
+                report.note("tool", tool(repository).await);
+            }
         }
         _ => report.skip("archiving"),
     }
@@ -199,6 +203,15 @@ async fn archiving(
     let (reader, wanted) = (repository.clone(), name.clone());
     blocking(move || reader.read_wal(&wanted)).await?;
     Ok(((), format!("the WAL segment {name} arrived after {:.2} s and is sound", began.elapsed().as_secs_f64())))
+}
+
+async fn tool(repository: Repository) -> Result<((), String)> {
+    blocking(move || {
+        let Some(tool) = repository.tool() else { return Ok(((), String::new())) };
+        let tried = trial::run(&repository, tool)?;
+        Ok(((), format!("{} stored {} bytes and gave them back", tried.tool, tried.bytes)))
+    })
+    .await
 }
 
 async fn agent(config: &Config, info: &ServerInfo) -> Result<((), String)> {

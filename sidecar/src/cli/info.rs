@@ -81,6 +81,19 @@ fn text(info: &Info) -> String {
         ("wal", bytes(info.wal_bytes)),
         ("fragments", format!("{} ({})", info.fragments, bytes(info.fragment_bytes))),
     ]);
+    for tool in &info.tools {
+        text.push_str(&output::pairs(&[(
+            "tool",
+            format!(
+                "{}: {} ({}), {} fragments in them, {} not finished",
+                tool.name,
+                output::count(tool.objects, "object"),
+                bytes(tool.bytes),
+                tool.fragments,
+                tool.unfinished
+            ),
+        )]));
+    }
     if !info.backups.is_empty() {
         let rows = info
             .backups
@@ -94,13 +107,14 @@ fn text(info: &Info) -> String {
                     bytes(backup.data_bytes),
                     bytes(backup.stored_bytes),
                     backup.fragments.to_string(),
+                    backup.tool.as_ref().map_or("repository", |tool| &tool.name).to_owned(),
                     backup.label.clone().unwrap_or_default(),
                 ]
             })
             .collect();
         text.push('\n');
         text.push_str(&output::table(
-            &["backup", "consistent at", "timeline>", "position", "data>", "stored>", "fragments>", "label"],
+            &["backup", "consistent at", "timeline>", "position", "data>", "stored>", "fragments>", "held by", "label"],
             rows,
         ));
     }

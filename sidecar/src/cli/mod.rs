@@ -14,6 +14,7 @@ mod info;
 mod output;
 mod plan;
 mod recover;
+mod tool;
 mod verify;
 mod wal;
 
@@ -24,6 +25,7 @@ use output::Output;
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Shown below the help of the program.
 const GETTING_STARTED: &str = "\
@@ -123,11 +125,14 @@ enum Command {
     /// Try a recovery in a scratch directory: recover, open, check, throw away, and record the result
     #[command(after_help = TARGETS)]
     Drill(drill::Args),
-    /// Read everything in the repository and check it by its checksums
-    Verify(verify::Args),
     /// Remove backups, WAL and fragments that nothing needs which [retention] of the configuration keeps
     #[command(after_help = RETENTION)]
     Expire(expire::Args),
+    /// Read everything in the repository, and what a third-party tool holds, and check it by its checksums
+    Verify(verify::Args),
+    /// Set up, try and look after the third-party tool that carries backups
+    #[command(subcommand)]
+    Tool(tool::Command),
     /// Archive and restore WAL files: what PostgreSQL calls, not people
     #[command(subcommand)]
     Wal(wal::Command),
@@ -165,14 +170,31 @@ fn run(cli: &Cli, out: &Output) -> Result<()> {
         Command::Fragment(command) => fragment::run(command, &config, out),
         Command::Agent(args) => block_on(agent::run(args, &config()?)),
         Command::Check(args) => block_on(check::run(args, &config()?, out)),
-        Command::Backup(args) => block_on(backup::run(args, &config()?, out)),
+        Command::Backup(args) => block_on(backup::run(args, &config, out)),
         Command::Info(args) => info::run(args, &config()?, out),
         Command::Plan(args) => plan::run(args, &config()?, out),
         Command::Recover(args) => block_on(recover::run(args, &config()?, out)),
         Command::Drill(args) => block_on(drill::run(args, &config()?, out)),
         Command::Expire(args) => block_on(expire::run(args, &config()?, out)),
         Command::Verify(args) => verify::run(args, &config()?, out),
+        Command::Tool(command) => block_on(tool::run(command, &config, out)),
     }
+}
+
+/// Does work that may run a third-party tool. A signal that ends this program ends the tool first: it must not take the end of its
+/// input for the end of the data.
+async fn ended_by_signals<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let listen =
+        |kind| signal(kind).map_err(|error| Error::new(ErrorKind::Io, format!("could not wait for signals: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    crate::tool::run::interrupt();
+    work.await
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {

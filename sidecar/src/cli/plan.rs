@@ -37,7 +37,19 @@ fn text(plan: &plan::Plan) -> String {
         ("target", plan.target.clone()),
         ("stop", stop),
         ("timeline", plan.timeline.to_string()),
-        ("backup", format!("{} ({})", plan.backup.id, bytes(plan.backup.stored_bytes))),
+        (
+            "backup",
+            match &plan.backup.tool {
+                None => format!("{} ({})", plan.backup.id, bytes(plan.backup.stored_bytes)),
+                Some(tool) => format!(
+                    "{} ({}, {} of the tool {})",
+                    plan.backup.id,
+                    bytes(plan.backup.stored_bytes),
+                    output::count(tool.objects.len() as u64, "object"),
+                    tool.name
+                ),
+            },
+        ),
         (
             "wal",
             format!(

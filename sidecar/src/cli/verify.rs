@@ -11,6 +11,9 @@ pub struct Args {
     /// Parallel workers; by default backup.jobs of the configuration, else one for each processor
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    /// Of what a third-party tool holds, believe the tool's own check and its list, and read nothing back
+    #[arg(long)]
+    listing: bool,
     /// Read only this part of the packs, WAL files and fragments, another one each time. Catalog, manifests and logs are read in any case,
     /// and that nothing is missing is checked of everything
     #[arg(long, value_name = "N%", value_parser = percent)]
@@ -41,7 +44,7 @@ pub fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
     let progress = out.progress();
     let seed = jiff::Timestamp::now().as_nanosecond() as u64;
     let selection = Selection { sample: args.sample.map(|percent| (percent, seed)), since: args.since };
-    let report = verify::run(&config, selection, &progress);
+    let report = verify::run(&config, args.listing, selection, &progress);
     progress.finish();
     let report = report?;
     out.result(&report, || text(&report))?;
@@ -54,6 +57,7 @@ fn text(report: &verify::Report) -> String {
         ("interrupted", report.interrupted_backups.len().to_string()),
         ("wal files", report.wal_files.to_string()),
         ("fragments", report.fragments.to_string()),
+        ("objects", format!("{} in the tool, {} read back", report.objects, report.objects_read)),
         ("read", output::bytes(report.bytes)),
         ("left out", output::count(report.left_out, "file")),
         ("damage", if report.damage.is_empty() { "none".to_owned() } else { report.damage.len().to_string() }),

@@ -8,6 +8,8 @@
 pub mod drill;
 pub mod retention;
 pub mod schedule;
+pub mod template;
+pub mod tool;
 
 use crate::error::{AtPath, Error, ErrorKind, Result};
 pub use drill::DrillConfig;
@@ -17,6 +19,7 @@ pub use schedule::ScheduleConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tool::ToolConfig;
 
 /// The configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +46,9 @@ pub struct Config {
     /// How a recovery is tried.
     #[serde(default)]
     pub drill: DrillConfig,
+    /// The third-party tool that carries backups, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ToolConfig>,
     /// The file that this came from.
     #[serde(skip)]
     pub file: PathBuf,
@@ -165,6 +171,23 @@ mod duration {
     }
 }
 
+mod optional_duration {
+    //! Durations that may be left out.
+    use super::{Duration, duration};
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => duration::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        duration::deserialize(deserializer).map(Some)
+    }
+}
+
 impl Config {
     /// Finds and reads the configuration.
     pub fn load(flag: Option<&Path>) -> Result<Self> {
@@ -201,6 +224,12 @@ impl Config {
         config.file = file.to_owned();
         check_name("system", &config.system).map_err(&bad)?;
         check_name("member.name", &config.member.name).map_err(&bad)?;
+        if matches!(config.member.name.as_str(), "fragments" | "objects" | "objects.lock") {
+            return Err(bad(format!(
+                "member.name is \"{}\", which has another meaning in a repository",
+                config.member.name
+            )));
+        }
         let paths = [
             ("repository.path", Some(&config.repository.path)),
             ("member.data_directory", config.member.data_directory.as_ref()),
@@ -225,6 +254,9 @@ impl Config {
         }
         if config.backup.jobs > 256 {
             return Err(bad(format!("backup.jobs is {}, but must be at most 256", config.backup.jobs)));
+        }
+        if let Some(tool) = &config.tool {
+            tool.resolve().map_err(&bad)?;
         }
         Ok(config)
     }
@@ -303,6 +335,8 @@ mod tests {
         let cases = [
             (GOOD.replace("conninfo", "coninfo"), "coninfo"),
             (GOOD.replace("\"shop\"", "\"a/b\""), "a/b"),
+            (GOOD.replace("\"main\"", "\"objects\""), "another meaning"),
+            (format!("{GOOD}\n[tool]\npreset = \"tar\""), "tool.preset is \"tar\""),
             (GOOD.replace("/srv/repo", "srv/repo"), "repository.path"),
             (format!("{GOOD}\n[backup]\ncompress_level = 99"), "99"),
             (format!("{GOOD}\n[backup]\narchive_timeout = \"soon\""), "soon"),

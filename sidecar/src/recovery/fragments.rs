@@ -5,13 +5,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::Conninfo;
 use crate::progress::Progress;
 use crate::repository::Repository;
+use crate::repository::objects::{ObjectFragment, StoredObject};
 use crate::socket::{Answer, EventSender, Handler};
+use crate::tool::receive::fetch_fragments;
 use serde::Serialize;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use strata_catalog::Request;
+use strata_catalog::{Request, names};
 
 /// A fragment that a store needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -98,6 +101,70 @@ pub async fn wanted(conninfo: &Conninfo) -> Result<Vec<Wanted>> {
     Ok(all)
 }
 
+/// What is wanted, in the pieces in which it is fetched: single fragments, and what lies in one object of a tool, which is read once for
+/// all of it.
+fn groups(repository: &Repository, store: &Path, wanted: &[Wanted]) -> Result<Vec<Group>> {
+    let mut groups = Vec::new();
+    let mut objects: BTreeMap<String, (StoredObject, Vec<Place>)> = BTreeMap::new();
+    for (at, one) in wanted.iter().enumerate() {
+        let to = names::fragment_relative_path(one.database_oid, &one.hash).map(|below| store.join(below));
+        let (Some(to), Ok(from)) = (to, repository.fragment_path(&one.hash)) else {
+            groups.push(Group::Single(at));
+            continue;
+        };
+        if from.exists() || to.exists() {
+            groups.push(Group::Single(at));
+            continue;
+        }
+        match repository.fragment_object(&one.hash) {
+            Ok(Some((object, fragment))) => {
+                objects.entry(object.name.clone()).or_insert_with(|| (object, Vec::new())).1.push((at, fragment, to));
+            }
+            // What is wrong is said when it is fetched.
+            _ => groups.push(Group::Single(at)),
+        }
+    }
+    groups.extend(objects.into_values().map(|(object, fragments)| Group::Object(Box::new(object), fragments)));
+    Ok(groups)
+}
+
+/// A fragment in an object: its place in the list, where it lies, and where it goes.
+type Place = (usize, ObjectFragment, PathBuf);
+
+enum Group {
+    Single(usize),
+    Object(Box<StoredObject>, Vec<Place>),
+}
+
+impl Group {
+    /// Fetches it. For each fragment its place in the list, and its size and whether it is new.
+    fn fetch(&self, repository: &Repository, store: &Path, wanted: &[Wanted]) -> Vec<(usize, Result<(u64, bool)>)> {
+        match self {
+            Self::Single(at) => {
+                let fetched =
+                    wanted.get(*at).map(|one| (*at, repository.get_fragment(one.database_oid, &one.hash, store)));
+                fetched.into_iter().collect()
+            }
+            Self::Object(object, fragments) => {
+                let targets: Vec<_> =
+                    fragments.iter().map(|(_, fragment, to)| (fragment.clone(), to.clone())).collect();
+                match fetch_fragments(repository, object, &targets) {
+                    Ok(results) => fragments
+                        .iter()
+                        .zip(results)
+                        .map(|((at, fragment, _), result)| (*at, result.map(|new| (fragment.bytes, new))))
+                        .collect(),
+                    Err(error) => {
+                        let said = error.full_text();
+                        let same = || Err(Error::new(error.kind, said.clone()));
+                        fragments.iter().map(|(at, ..)| (*at, same())).collect()
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Fetches what is wanted with several workers. Fragments that cannot be fetched are named in the result.
 pub async fn fetch_all(
     repository: &Repository,
@@ -113,22 +180,26 @@ pub async fn fetch_all(
         let next = AtomicUsize::new(0);
         let missing = Mutex::new(Vec::new());
         let (fetched, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        let groups = groups(&repository, &store, &wanted)?;
         std::thread::scope(|scope| {
-            for _ in 0..workers.clamp(1, wanted.len().max(1)) {
+            for _ in 0..workers.clamp(1, groups.len().max(1)) {
                 scope.spawn(|| {
-                    while let Some(one) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        match repository.get_fragment(one.database_oid, &one.hash, &store) {
-                            Ok((size, true)) => {
-                                fetched.fetch_add(1, Ordering::Relaxed);
-                                bytes.fetch_add(size, Ordering::Relaxed);
+                    while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        for (at, result) in group.fetch(&repository, &store, &wanted) {
+                            let Some(one) = wanted.get(at) else { continue };
+                            match result {
+                                Ok((size, true)) => {
+                                    fetched.fetch_add(1, Ordering::Relaxed);
+                                    bytes.fetch_add(size, Ordering::Relaxed);
+                                }
+                                Ok((_, false)) => {}
+                                Err(error) => missing
+                                    .lock()
+                                    .unwrap_or_else(PoisonError::into_inner)
+                                    .push(NotFetched { fragment: one.clone(), error: error.to_string() }),
                             }
-                            Ok((_, false)) => {}
-                            Err(error) => missing
-                                .lock()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .push(NotFetched { fragment: one.clone(), error: error.to_string() }),
+                            progress.advance(one.bytes);
                         }
-                        progress.advance(one.bytes);
                     }
                 });
             }

@@ -189,8 +189,28 @@ impl Planner<'_> {
                 .with_hint("Name an older backup with --backup. \"strata verify\" shows all damage in the repository."),
             _ => error,
         })?;
+        if let Some(through) = &backup.tool
+            && self.view.repository.tool().is_none_or(|tool| tool.name() != through.name)
+        {
+            let text = format!(
+                "the backup {} is held by the tool {}, and the configuration has {}",
+                backup.id,
+                through.name,
+                self.view.repository.tool().map_or("no [tool]", |tool| tool.name())
+            );
+            note(ErrorKind::Config, text, &mut missing);
+        }
         for fragment in &fragment_list {
-            if !self.view.has_fragment(&fragment.hash)? {
+            if !self.view.repository.fragment_path(&fragment.hash)?.exists()
+                && let Some((object, _)) = self.view.repository.fragment_object(&fragment.hash)?
+                && self.view.repository.tool().is_none_or(|tool| tool.name() != object.tool)
+            {
+                let text = format!(
+                    "the fragment {} is held by the tool {}, which is not configured",
+                    fragment.hash, object.tool
+                );
+                note(ErrorKind::Config, text, &mut missing);
+            } else if !self.view.has_fragment(&fragment.hash)? {
                 let relation = fragment.relation.as_deref().unwrap_or("a table that is gone");
                 note(
                     ErrorKind::Missing,

@@ -1,15 +1,18 @@
 //! Lays the files of a backup out in a new data directory.
 //!
 //! Workers take frames in the order of the packs, check every piece against the manifest's checksum before it is written,
-//! and write it where it belongs. Nothing is made durable file by file: PostgreSQL makes the whole data directory durable
+//! and write it where it belongs. What a third-party tool holds comes as one stream for each object: a worker takes an object, and the
+//! pieces in the order in which they come. Nothing is made durable file by file: PostgreSQL makes the whole data directory durable
 //! itself before it begins to recover, and a directory that is not started is synced as a whole at the end.
 
 use crate::error::{AtPath, Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::lock::Lock;
-use crate::repository::manifest::{Manifest, Tablespace};
+use crate::repository::manifest::{Manifest, Part, Tablespace};
+use crate::repository::objects::StoredObject;
 use crate::repository::pack::PackReader;
+use crate::tool::{Tool, not_configured};
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -210,23 +213,48 @@ pub fn restore(
         check_path(&file.path)?;
         create_file(&into.join(&file.path), file.mode)?;
     }
+    if let Some(first) = manifest.packs.iter().find_map(|pack| pack.object.as_deref()) {
+        let tool = repository.tool().ok_or_else(|| not_configured(first))?;
+        let streams = streams(manifest)?;
+        let workers = tool.spec().streams;
+        return in_parallel(
+            workers,
+            &streams,
+            || (),
+            |(), (object, pieces)| stream(tool, object, pieces, into, progress),
+        );
+    }
     let frames = frames(manifest)?;
+    let dir = repository.backup_dir(&manifest.id);
+    let worker = || Worker { manifest, dir: &dir, into, pack: None, content: Vec::new() };
+    in_parallel(workers, &frames, worker, |worker, frame| {
+        worker.frame(frame)?;
+        progress.advance(frame.pieces.iter().map(|piece| piece.bytes as u64).sum());
+        Ok(())
+    })
+}
+
+/// Runs `work` on each item with several workers, until one fails.
+fn in_parallel<T: Sync, W>(
+    workers: usize,
+    items: &[T],
+    worker: impl Fn() -> W + Sync,
+    work: impl Fn(&mut W, &T) -> Result<()> + Sync,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
-    let dir = repository.backup_dir(&manifest.id);
     let results: Vec<Result<()>> = std::thread::scope(|scope| {
-        let (frames, next, failed, dir) = (&frames, &next, &failed, &dir);
-        let handles: Vec<_> = (0..workers.clamp(1, frames.len().max(1)))
+        let (next, failed, worker, work) = (&next, &failed, &worker, &work);
+        let handles: Vec<_> = (0..workers.clamp(1, items.len().max(1)))
             .map(|_| {
                 scope.spawn(move || {
-                    let mut worker = Worker { manifest, dir, into, pack: None, content: Vec::new() };
+                    let mut worker = worker();
                     while !failed.load(Ordering::Relaxed) {
-                        let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                        if let Err(error) = worker.frame(frame) {
+                        let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                        if let Err(error) = work(&mut worker, item) {
                             failed.store(true, Ordering::Relaxed);
                             return Err(error);
                         }
-                        progress.advance(frame.pieces.iter().map(|piece| piece.bytes as u64).sum());
                     }
                     Ok(())
                 })
@@ -242,6 +270,82 @@ pub fn restore(
             .collect()
     });
     results.into_iter().collect()
+}
+
+/// A piece of a file in a tool's stream.
+pub struct StreamPiece<'a> {
+    path: &'a str,
+    mode: u32,
+    part: &'a Part,
+}
+
+/// The objects of a backup that a tool holds, each with its pieces in the order of the stream.
+pub fn streams(manifest: &Manifest) -> Result<Vec<(&StoredObject, Vec<StreamPiece<'_>>)>> {
+    let mut streams = Vec::new();
+    for pack in &manifest.packs {
+        let object = pack.object.as_deref().ok_or_else(|| {
+            Error::damaged("the manifest", format_args!("it does not say where the tool has \"{}\"", pack.name))
+        })?;
+        streams.push((object, Vec::new()));
+    }
+    for file in &manifest.files {
+        check_path(&file.path)?;
+        for part in &file.parts {
+            let (_, pieces) = streams
+                .get_mut(part.pack as usize)
+                .ok_or_else(|| Error::damaged("the manifest", format_args!("it has no pack number {}", part.pack)))?;
+            pieces.push(StreamPiece { path: &file.path, mode: file.mode, part });
+        }
+    }
+    for (_, pieces) in &mut streams {
+        pieces.sort_by_key(|piece| piece.part.frame);
+    }
+    Ok(streams)
+}
+
+/// Reads an object to its end. Each piece is checked, then `take` gets it; at the end the stream as a whole is checked.
+pub fn read_stream(
+    tool: &Tool,
+    object: &StoredObject,
+    pieces: &[StreamPiece<'_>],
+    mut take: impl FnMut(&StreamPiece<'_>, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut receiving = tool.receive(object)?;
+    let mut content = Vec::new();
+    for piece in pieces {
+        receiving.skip_to(piece.part.frame)?;
+        content.resize(piece.part.bytes as usize, 0);
+        receiving.read_exact(&mut content)?;
+        if blake3::hash(&content).to_hex().as_str() != piece.part.blake3 {
+            return Err(Error::damaged(
+                format_args!("the object {} of the tool {}", object.name, object.tool),
+                format_args!("the checksum of \"{}\" at {} does not match", piece.path, piece.part.offset),
+            ));
+        }
+        take(piece, &content)?;
+    }
+    receiving.finish()
+}
+
+/// Lays out the files of one object.
+fn stream(
+    tool: &Tool,
+    object: &StoredObject,
+    pieces: &[StreamPiece<'_>],
+    into: &Path,
+    progress: &Progress,
+) -> Result<()> {
+    let mut open: Option<(PathBuf, File)> = None;
+    read_stream(tool, object, pieces, |piece, content| {
+        let path = into.join(piece.path);
+        if open.as_ref().is_none_or(|(name, _)| *name != path) {
+            open = Some((path.clone(), create_file(&path, piece.mode)?));
+        }
+        let Some((_, file)) = &open else { return Ok(()) };
+        file.write_all_at(content, piece.part.offset).at("write", &path)?;
+        progress.advance(content.len() as u64);
+        Ok(())
+    })
 }
 
 struct Worker<'a> {

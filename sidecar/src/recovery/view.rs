@@ -109,8 +109,9 @@ impl<'a> View<'a> {
     /// True when the repository has the fragment.
     pub fn has_fragment(&self, hash: &str) -> Result<bool> {
         match self.fragments.get() {
-            Some(names) => Ok(names.contains(hash)),
-            None => self.repository.has_fragment(hash),
+            Some(names) if names.contains(hash) => Ok(true),
+            // It may be in what a tool holds.
+            _ => self.repository.has_fragment(hash),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The repository's catalog of backups: one sealed document for each complete backup.
 
+use super::objects::StoredObject;
 use super::{Repository, fsio, sealed};
 use crate::error::{AtPath, Error, ErrorKind, Result};
 use jiff::Timestamp;
@@ -60,6 +61,38 @@ pub struct BackupEntry {
     pub damaged_pages: u64,
     /// BLAKE3 of the manifest's file.
     pub manifest_blake3: String,
+    /// The third-party tool that holds its data, when that is not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ThroughTool>,
+}
+
+/// What a tool did for a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThroughTool {
+    /// The tool.
+    pub name: String,
+    /// The objects with hot data, labels and manifest.
+    pub objects: Vec<StoredObject>,
+    /// How many objects with fragments this backup made.
+    pub fragment_objects: u64,
+    /// Bytes that went through the pipes for this backup.
+    pub piped_bytes: u64,
+    /// Bytes that the tool says it stored for this backup, when it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_stored_bytes: Option<u64>,
+}
+
+impl ThroughTool {
+    /// Exit codes of the tool that the configuration calls warnings, with the tool's last line.
+    pub fn warnings(&self) -> Vec<String> {
+        let warned = self.objects.iter().filter(|object| object.exit_code != 0);
+        warned
+            .map(|object| {
+                let last = object.messages.last().map_or("", String::as_str);
+                format!("{}: exit code {}: {last}", object.object, object.exit_code)
+            })
+            .collect()
+    }
 }
 
 impl BackupEntry {
@@ -84,6 +117,8 @@ impl BackupEntry {
             fragments_copied: signed(self.fragments_copied),
             fragment_bytes_copied: signed(self.fragment_bytes_copied),
             error: None,
+            tool: self.tool.as_ref().map(|tool| tool.name.clone()),
+            tool_result: self.tool.as_ref().map(|tool| serde_json::json!(tool)),
         }
     }
 }
@@ -160,6 +195,13 @@ impl Repository {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other.at("remove", &path),
         }?;
+        fsio::fsync_dir(&self.catalog_dir())
+    }
+
+    /// Takes an entry out of the catalog. This is the moment from which on the backup does not exist.
+    pub fn remove_entry(&self, id: &str) -> Result<()> {
+        let path = self.catalog_dir().join(format!("{id}.json"));
+        std::fs::remove_file(&path).at("remove", &path)?;
         fsio::fsync_dir(&self.catalog_dir())
     }
 

@@ -1,16 +1,24 @@
 //! Fragments in the repository, and the fragment log.
 //!
-//! A fragment is stored under its content hash, once for the whole system: members that share a fragment share the copy.
+//! A fragment is stored under its content hash, once for the whole system: members that share a fragment share the copy. With a third-party
+//! tool, it is the tool that holds it (see [`super::objects`]); whoever asks here for a fragment does not see the difference.
 //! Each member's fragment log has a sealed document for each fragment that its catalogs named, which says what the
 //! fragment belongs to and since when, and, once its row was seen to be gone, until when.
 
 use super::fsio::{self, Published};
 use super::{Repository, sealed};
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
+use crate::tool::fragments::FragmentFile;
+use crate::tool::{self, Tool};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use strata_catalog::{FragmentRow, Lsn, names};
+
+/// How long somebody who needs one fragment sent waits for others that send.
+const OTHERS: Duration = Duration::from_secs(60);
 
 /// An entry of the fragment log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,17 +76,22 @@ impl Repository {
         Ok(self.fragments_dir().join(prefix).join(format!("{hash}.{}", names::FRAGMENT_EXTENSION)))
     }
 
-    /// True when the repository has the fragment.
+    /// True when the repository has the fragment, or a tool has it for the repository.
     pub fn has_fragment(&self, hash: &str) -> Result<bool> {
-        Ok(self.fragment_path(hash)?.exists())
+        Ok(self.fragment_path(hash)?.exists() || self.fragment_object(hash)?.is_some())
     }
 
-    /// Copies a fragment from a store into the repository. Returns the bytes copied: 0 when it was there already.
+    /// Copies a fragment from a store into the repository, or through the tool. Returns the bytes copied: 0 when it was
+    /// there already.
     pub fn put_fragment(&self, hash: &str, from: &Path) -> Result<u64> {
         self.writable()?;
         let to = self.fragment_path(hash)?;
         // What is there now must not be removed before it is known to be there.
         let _shared = self.share_fragments()?;
+        if let Some(tool) = self.tool().filter(|_| !to.exists()) {
+            let file = FragmentFile { hash: hash.to_owned(), path: from.to_owned() };
+            return self.send_fragments(tool, vec![file], Some(OTHERS));
+        }
         if to.exists() {
             fsio::confirm(&to, &self.fragments_dir())?;
             return Ok(0);
@@ -86,6 +99,37 @@ impl Repository {
         fsio::create_dirs(fsio::parent(&to))?;
         let (published, bytes) = fsio::copy_checked(from, &to, hash)?;
         Ok(if published == Published::New { bytes } else { 0 })
+    }
+
+    /// Sends fragments through the tool, outside of a backup. Returns the bytes sent; those that it has are left out. When only one is asked
+    /// for, what is wrong with it is the error. Another process that sends is waited for as long as `wait` says.
+    pub fn send_fragments(&self, tool: &Tool, files: Vec<FragmentFile>, wait: Option<Duration>) -> Result<u64> {
+        let mut missing = Vec::new();
+        for file in files {
+            if !self.has_fragment(&file.hash)? {
+                missing.push(file);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(0);
+        }
+        let only = missing.len() == 1;
+        let backup = format!("log-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ"));
+        let infile = self.objects_dir().join(format!(".{backup}.jsonl.tmp"));
+        fsio::create_dirs(&self.objects_dir())?;
+        let lines: String = missing
+            .iter()
+            .map(|file| format!("{}\n", serde_json::json!({"kind": "fragment", "hash": file.hash, "file": file.path})))
+            .collect();
+        std::fs::write(&infile, lines).map_err(|error| Error::io("write", &infile, error))?;
+        let sent = tool::fragments::send(self, tool, &backup, &infile, missing, wait, |_| Ok(()), &Progress::silent());
+        // It is swept when this fails.
+        let _ = std::fs::remove_file(&infile);
+        let mut sent = sent?;
+        match sent.failed.pop() {
+            Some((_, error)) if only => Err(error),
+            _ => Ok(sent.copied().1),
+        }
     }
 
     /// Copies a fragment from the repository into a store. Returns its size, and whether it was not there before. A file
@@ -99,6 +143,11 @@ impl Repository {
             return Ok((meta.len(), false));
         }
         if !from.exists() {
+            if let Some((object, fragment)) = self.fragment_object(hash)? {
+                let bytes = fragment.bytes;
+                let new = tool::receive::fetch_fragments(self, &object, &[(fragment, to)])?.pop().transpose()?;
+                return Ok((bytes, new.unwrap_or(false)));
+            }
             return Err(Error::new(
                 ErrorKind::Missing,
                 format!("the fragment {hash} is not in the repository \"{}\"", self.root().display()),
@@ -121,7 +170,19 @@ impl Repository {
         if matches!(fsio::hash_file(&to), Ok(Some((found, _))) if found == hash) {
             return Ok((bytes, Repaired::Sound));
         }
-        Ok((fsio::copy_checked_over(&self.fragment_path(hash)?, &to, hash)?, Repaired::Replaced))
+        let from = self.fragment_path(hash)?;
+        let held = if from.exists() { None } else { self.fragment_object(hash)? };
+        if let Some((object, fragment)) = held {
+            // Beside the damaged one first, which stays when the tool cannot give another.
+            let bytes = fragment.bytes;
+            let aside = fsio::parent(&to).join(format!(".{hash}.repair.tmp"));
+            let _ = std::fs::remove_file(&aside);
+            tool::receive::fetch_fragments(self, &object, &[(fragment, aside.clone())])?.pop().transpose()?;
+            std::fs::rename(&aside, &to).map_err(|error| Error::io("rename a file to", &to, error))?;
+            fsio::fsync_dir(fsio::parent(&to))?;
+            return Ok((bytes, Repaired::Replaced));
+        }
+        Ok((fsio::copy_checked_over(&from, &to, hash)?, Repaired::Replaced))
     }
 
     /// The hashes of all fragments, with their sizes, in order.

@@ -1,11 +1,13 @@
 //! What is in a member's repository, for people and programs.
 
 use super::catalog::BackupEntry;
+use super::objects::ObjectState;
 use super::{Repository, fsio};
 use crate::error::Result;
 use crate::wal::name::{Segment, WalName};
 use jiff::Timestamp;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use strata_catalog::Lsn;
 
 /// Everything that `strata info` shows.
@@ -33,6 +35,23 @@ pub struct Info {
     pub backup_bytes: u64,
     /// Bytes of the WAL archive.
     pub wal_bytes: u64,
+    /// What third-party tools hold for the system.
+    pub tools: Vec<ToolInfo>,
+}
+
+/// What one tool holds.
+#[derive(Debug, Default, Serialize)]
+pub struct ToolInfo {
+    /// The tool.
+    pub name: String,
+    /// How many objects.
+    pub objects: u64,
+    /// Bytes that went through the pipe for them.
+    pub bytes: u64,
+    /// Fragments in them.
+    pub fragments: u64,
+    /// Objects that were begun and not finished: one runs now, or the next backup has the tool forget it.
+    pub unfinished: u64,
 }
 
 /// The archive of one timeline.
@@ -81,7 +100,24 @@ impl Repository {
             wal.push(self.timeline_info(timeline, size, &mut damage)?);
         }
         let fragments = self.fragments()?;
+        let (objects, damaged) = self.objects()?;
+        damage.extend(damaged.into_iter().map(|error| error.message));
+        let mut tools: BTreeMap<String, ToolInfo> = BTreeMap::new();
+        for object in objects {
+            let tool = tools
+                .entry(object.tool.clone())
+                .or_insert_with(|| ToolInfo { name: object.tool, ..ToolInfo::default() });
+            match object.state {
+                ObjectState::Stored => {
+                    tool.objects += 1;
+                    tool.bytes += object.bytes;
+                    tool.fragments += object.fragments.len() as u64;
+                }
+                ObjectState::Started => tool.unfinished += 1,
+            }
+        }
         Ok(Info {
+            tools: tools.into_values().collect(),
             system: self.system().to_owned(),
             member: self.member().to_owned(),
             repository: self.root().display().to_string(),

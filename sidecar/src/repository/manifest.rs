@@ -1,6 +1,7 @@
 //! The manifest of a backup: everything that is needed to lay its files out again, and their checksums.
 
 use super::fsio::Published;
+use super::objects::StoredObject;
 use super::{Repository, sealed};
 use crate::error::{Error, ErrorKind, Result};
 use jiff::Timestamp;
@@ -79,6 +80,10 @@ pub struct Pack {
     pub bytes: u64,
     /// BLAKE3 of it.
     pub blake3: String,
+    /// The object in which a third-party tool holds it. Then it is a tar stream (of which a zstd frame may be what is stored), `bytes` and
+    /// `blake3` are those of what went through the pipe, and a part's `frame` is where its content begins in the tar stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<Box<StoredObject>>,
 }
 
 /// A file.

@@ -13,10 +13,11 @@
 //!                       backups/ID/manifest.json, *.pack
 //!                       wal/<timeline>/<name>.zst       segments; wal/<timeline>.history.zst
 //!                       fragment-log/<database>/<hash>-<id>.json
+//! systems/SYSTEM/objects/NAME.json                      what a third-party tool holds (see [`objects`])
 //! ```
 //!
 //! Promises. A file with its final name is whole and durable. Nothing that is published is overwritten, except the
-//! `dropped` note in an entry of the fragment log, and the notes about what was removed on purpose ([`expired`]). A backup exists iff its catalog entry does; the entry is written last.
+//! `dropped` note in an entry of the fragment log, the notes about what was removed on purpose ([`expired`]), and the documents of what a tool holds. A backup exists iff its catalog entry does; the entry is written last.
 //! So a process may die anywhere: what it leaves are files with temporary names and a backup folder without an entry,
 //! and the next backup removes both.
 
@@ -28,17 +29,20 @@ pub mod fsio;
 pub mod info;
 pub mod lock;
 pub mod manifest;
+pub mod objects;
 pub mod pack;
 pub mod sealed;
 pub mod walstore;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::tool::Tool;
 use fsio::Published;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The version of the layout that this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -65,12 +69,13 @@ pub struct Repository {
     system: String,
     member: String,
     read_only: bool,
+    tool: Option<Arc<Tool>>,
 }
 
 impl Repository {
     /// Opens the repository of a configuration. It must exist.
     pub fn open(config: &Config) -> Result<Self> {
-        let repository = Self::at(config);
+        let repository = Self::at(config)?;
         match repository.read_head()? {
             Some(()) => Ok(repository),
             None => Err(Error::new(
@@ -83,7 +88,7 @@ impl Repository {
 
     /// Opens the repository of a configuration for writing, and creates what is not there yet.
     pub fn open_or_create(config: &Config) -> Result<Self> {
-        let repository = Self::at(config);
+        let repository = Self::at(config)?;
         repository.writable()?;
         repository.require_user()?;
         if repository.read_head()?.is_none() {
@@ -113,13 +118,30 @@ impl Repository {
         Ok(repository)
     }
 
-    fn at(config: &Config) -> Self {
-        Self {
+    fn at(config: &Config) -> Result<Self> {
+        Ok(Self {
             root: config.repository.path.clone(),
             system: config.system.clone(),
             member: config.member.name.clone(),
             read_only: config.repository.read_only,
-        }
+            tool: Tool::of(config)?.map(Arc::new),
+        })
+    }
+
+    /// The third-party tool that carries hot data and fragments, when one is configured.
+    pub fn tool(&self) -> Option<&Tool> {
+        self.tool.as_deref()
+    }
+
+    /// The members that the repository has of the system.
+    pub fn members(&self) -> Result<Vec<String>> {
+        let dir = self.system_dir();
+        Ok(fsio::list(&dir)?.into_iter().filter(|name| dir.join(name).join("member.json").exists()).collect())
+    }
+
+    /// Another member's part of the same system.
+    pub fn of_member(&self, member: &str) -> Self {
+        Self { member: member.to_owned(), ..self.clone() }
     }
 
     fn read_head(&self) -> Result<Option<()>> {
@@ -203,11 +225,6 @@ impl Repository {
         lock::Lock::acquire(&self.member_dir().join("backup.lock"), &what)
     }
 
-    /// The part of another member of the same system.
-    pub fn of_member(&self, member: &str) -> Self {
-        Self { member: member.to_owned(), ..self.clone() }
-    }
-
     fn fragment_lock(&self) -> PathBuf {
         self.system_dir().join("fragments.lock")
     }
@@ -258,7 +275,8 @@ impl Repository {
     /// Removes what interrupted writes left anywhere in the member's part, and among the system's fragments.
     pub fn sweep_temporary(&self) -> Result<()> {
         let member = self.member_dir();
-        let mut dirs = vec![member.clone(), member.join("catalog"), self.wal_dir(), self.root.clone()];
+        let mut dirs =
+            vec![member.clone(), member.join("catalog"), self.wal_dir(), self.root.clone(), self.objects_dir()];
         for above in [self.wal_dir(), self.fragments_dir(), member.join("fragment-log")] {
             dirs.extend(fsio::list(&above)?.into_iter().map(|name| above.join(name)).filter(|path| path.is_dir()));
         }

@@ -83,6 +83,7 @@ impl PackWriter {
                 name: pack.name,
                 bytes: pack.bytes,
                 blake3: pack.hasher.finalize().to_hex().to_string(),
+                object: None,
             });
         }
         Ok(())

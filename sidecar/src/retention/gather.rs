@@ -27,6 +27,14 @@ pub fn facts(repository: &Repository, now: Timestamp) -> Result<Facts> {
             "What a damaged entry of the catalog needs is not known, so nothing is expired. Put it back from another copy of the repository, or remove it by hand.",
         ));
     }
+    // A tool's objects go by its own rules, and they hold fragments that other backups need.
+    if let Some(entry) = entries.iter().find(|entry| entry.tool.is_some()) {
+        return Err(crate::error::Error::new(
+            ErrorKind::Config,
+            format!("the backup {} is held by a third-party tool, so nothing is expired", entry.id),
+        )
+        .with_hint("Remove backups that a tool holds with \"strata tool forget\"."));
+    }
     let segment_size = match (repository.identity()?, entries.first()) {
         (Some(identity), _) => u64::from(identity.segment_size),
         (None, Some(entry)) => u64::from(entry.segment_size),
@@ -230,7 +238,11 @@ pub fn others(repository: &Repository) -> Result<Vec<Repository>> {
     let own = repository.member();
     Ok(names
         .iter()
-        .filter(|name| *name != own && *name != "fragments" && repository.system_dir().join(name).is_dir())
+        .filter(|name| {
+            *name != own
+                && !matches!(name.as_str(), "fragments" | "objects")
+                && repository.system_dir().join(name).is_dir()
+        })
         .map(|name| repository.of_member(name))
         .collect())
 }

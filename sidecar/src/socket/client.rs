@@ -1,6 +1,7 @@
 //! A client of the agent's socket.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Report;
 use std::path::Path;
 use std::time::Duration;
 use strata_catalog::{Event, Request};
@@ -9,6 +10,16 @@ use tokio::net::UnixStream;
 
 /// Asks the agent and returns its last event's result. `silence` is how long it may say nothing.
 pub async fn ask(socket: &Path, request: &Request, silence: Duration) -> Result<serde_json::Value> {
+    ask_and_follow(socket, request, silence, |_| {}).await
+}
+
+/// Like [`ask`]; `follow` is told of progress.
+pub async fn ask_and_follow(
+    socket: &Path,
+    request: &Request,
+    silence: Duration,
+    follow: impl Fn(Report),
+) -> Result<serde_json::Value> {
     let unreachable = |why: String| {
         Error::new(ErrorKind::Connection, format!("no agent answers at \"{}\": {why}", socket.display()))
             .with_hint("Start one with \"strata agent\".")
@@ -27,10 +38,14 @@ pub async fn ask(socket: &Path, request: &Request, silence: Duration) -> Result<
             Err(_) => return Err(unreachable("it said nothing in time".to_owned())),
         };
         match serde_json::from_str(&line) {
-            Ok(Event::Progress { .. }) => {}
+            Ok(Event::Progress { phase, done, total, message }) => {
+                follow(Report { phase, done, total, bytes: false, message });
+            }
             Ok(Event::Result { result }) => return Ok(result),
             Ok(Event::Error { kind, message, detail, hint }) => {
-                let mut error = Error::new(ErrorKind::Connection, format!("the agent says: {message}"));
+                // What went wrong there counts, not that it went wrong elsewhere.
+                let here = ErrorKind::named(&kind).unwrap_or(ErrorKind::Connection);
+                let mut error = Error::new(here, format!("the agent says: {message}"));
                 error = error.detail(match detail {
                     Some(detail) => format!("{kind}: {detail}"),
                     None => kind,

@@ -13,6 +13,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use strata_catalog::{Event, Request};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
@@ -75,7 +76,25 @@ pub fn last_event(outcome: std::result::Result<serde_json::Value, &Error>) -> Ev
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
+    /// How many requests are being answered.
+    answering: Arc<AtomicUsize>,
     _lock: Lock,
+}
+
+/// Counts a request as long as it lives.
+struct Answering(Arc<AtomicUsize>);
+
+impl Answering {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Listener {
@@ -115,7 +134,7 @@ impl Listener {
                 error
             }
         })?;
-        Ok(Self { listener, path: path.to_owned(), _lock: lock })
+        Ok(Self { listener, path: path.to_owned(), answering: Arc::default(), _lock: lock })
     }
 
     /// The socket's path.
@@ -128,13 +147,27 @@ impl Listener {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    tokio::spawn(connection(stream, handler.clone()));
+                    let (handler, answering) = (handler.clone(), Answering::new(&self.answering));
+                    tokio::spawn(async move {
+                        connection(stream, handler).await;
+                        drop(answering);
+                    });
                 }
                 Err(error) => {
                     tracing::warn!("could not accept a connection: {error}");
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 }
             }
+        }
+    }
+}
+
+impl Listener {
+    /// Waits until no request is being answered, but not for ever.
+    pub async fn idle(&self, longest: std::time::Duration) {
+        let begin = std::time::Instant::now();
+        while self.answering.load(Ordering::Relaxed) > 0 && begin.elapsed() < longest {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     }
 }

@@ -4,6 +4,7 @@
 //! write left behind is not damage and is counted apart.
 
 mod selection;
+mod tool;
 mod wal;
 
 use crate::config::Config;
@@ -34,7 +35,11 @@ pub struct Report {
     pub fragments: u64,
     /// Entries of the fragment log.
     pub fragment_log_entries: u64,
-    /// Bytes that were read in the repository.
+    /// Objects that a third-party tool holds.
+    pub objects: u64,
+    /// Those of them that were read back and checked.
+    pub objects_read: u64,
+    /// Bytes that were read in the repository, and from the tool.
     pub bytes: u64,
     /// Packs, WAL files and fragments whose content was left out, as it was asked for.
     pub left_out: u64,
@@ -47,7 +52,7 @@ pub struct Report {
 /// One thing that is damaged or missing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// What kind of thing: `repository`, `backup`, `wal`, `fragment`, `fragment_log`.
+    /// What kind of thing: `repository`, `backup`, `wal`, `fragment`, `fragment_log`, `tool`, `object`.
     pub kind: &'static str,
     /// Its name.
     pub name: String,
@@ -90,8 +95,9 @@ impl Findings {
 }
 
 /// Checks the repository. Catalog, manifests, logs and what must be there are always looked at; `selection` says of which files
-/// the content is read.
-pub fn run(config: &Config, selection: Selection, progress: &Progress) -> Result<Report> {
+/// the content is read. With `listing`, of what a third-party tool holds only the tool's own check and its list count, and nothing is
+/// read back.
+pub fn run(config: &Config, listing: bool, selection: Selection, progress: &Progress) -> Result<Report> {
     let repository = Repository::open(config)?;
     let findings = Findings {
         found: Mutex::new(BTreeSet::new()),
@@ -136,6 +142,7 @@ pub fn run(config: &Config, selection: Selection, progress: &Progress) -> Result
         }
     }
     report.fragments = fragments(&repository, &needed, workers, &findings, progress)?;
+    (report.objects, report.objects_read) = tool::check(&repository, &entries, listing, &findings, progress)?;
     report.bytes = findings.bytes.into_inner();
     report.left_out = findings.left_out.into_inner();
     report.notes = findings.notes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
@@ -194,6 +201,8 @@ fn backup(
     for fragment in &manifest.fragments {
         needed.entry(fragment.hash.clone()).or_insert_with(|| format!("backup {}", entry.id));
     }
+    // What a tool holds is looked at with all else that it holds.
+    let through_tool = manifest.packs.iter().any(|pack| pack.object.is_some());
     let mut by_pack: Vec<Vec<&Part>> = manifest.packs.iter().map(|_| Vec::new()).collect();
     for file in &manifest.files {
         let mut size = 0;
@@ -211,6 +220,9 @@ fn backup(
         if size != file.bytes {
             findings.add("backup", &entry.id, format!("\"{}\" has {size} bytes instead of {}", file.path, file.bytes));
         }
+    }
+    if through_tool {
+        return;
     }
     let packs: Vec<usize> = (0..manifest.packs.len()).collect();
     each(&packs, workers, |at| {
@@ -298,7 +310,7 @@ fn fragments(
     });
     let there: BTreeSet<&str> = there.iter().map(|(hash, _)| hash.as_str()).collect();
     for (hash, by) in needed {
-        if !there.contains(hash.as_str()) {
+        if !there.contains(hash.as_str()) && repository.fragment_object(hash)?.is_none() {
             findings.add("fragment", hash, format!("it is not in the repository, though {by} names it"));
         }
     }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::backup::target::PackTarget;
 use crate::repository::pack::PackReader;
 use proptest::prelude::*;
+use std::path::Path;
 
 fn scanned(dir: &Path, name: &str, content: &[u8]) -> ScannedFile {
     let source = dir.join(name);
@@ -16,11 +18,15 @@ fn scanned(dir: &Path, name: &str, content: &[u8]) -> ScannedFile {
 }
 
 fn options(workers: usize) -> CopyOptions {
-    CopyOptions { workers, level: 1, check_pages_from: None }
+    CopyOptions { workers, check_pages_from: None }
+}
+
+fn attempt(files: &[ScannedFile], last: Option<usize>, dir: &Path, options: &CopyOptions) -> Result<Copied> {
+    copy(files, last, &PackTarget::new(dir, 1), options, &Progress::silent(), &AtomicBool::new(false))
 }
 
 fn run(files: &[ScannedFile], dir: &Path, options: &CopyOptions) -> Copied {
-    copy(files, dir, 0, options, &Progress::silent(), &AtomicBool::new(false)).unwrap()
+    attempt(files, None, dir, options).unwrap()
 }
 
 /// Lays one file out from the packs, as a restore does.
@@ -146,11 +152,16 @@ fn a_control_file_is_read_until_it_is_whole() {
         std::thread::sleep(Duration::from_millis(100));
         std::fs::write(source, control()).unwrap();
     });
-    let copied = control_file(&file, target.path(), 0, &options(1)).unwrap();
+    let other = scanned(dir.path(), "other", b"read before");
+    let files = [file, other];
+    let copied = attempt(&files, Some(0), target.path(), &options(1)).unwrap();
     writer.join().unwrap();
     assert_eq!(restored(&copied, target.path(), &copied.files[0]), control());
-    std::fs::write(&file.source, torn).unwrap();
-    let error = control_file(&file, target.path(), 1, &options(1)).unwrap_err();
+    let place = |at: usize| (copied.files[at].parts[0].pack, copied.files[at].parts[0].frame);
+    assert!(place(0) > place(1), "it is the last one");
+    std::fs::write(&files[0].source, torn).unwrap();
+    let again = tempfile::tempdir().unwrap();
+    let error = attempt(&files, Some(0), again.path(), &options(1)).unwrap_err();
     assert_eq!(error.kind, crate::error::ErrorKind::Damaged);
     assert!(error.message.contains("pg_control"), "{error}");
 }

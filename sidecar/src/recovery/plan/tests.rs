@@ -138,6 +138,7 @@ impl Archive {
                 fragments_missing: 0,
                 damaged_pages: 0,
                 manifest_blake3,
+                tool: None,
             })
             .unwrap();
         id
