@@ -513,3 +513,66 @@ pub fn restrict_search_path() {
         pg_sys::RestrictSearchPath();
     }
 }
+
+/// Searches a btree for reading; the leaf is locked and pinned. Null without a level above the leaf. Call it through
+/// [`super::guarded`].
+///
+/// # Safety
+/// `key` was made for `index`, a btree of `heap`.
+pub unsafe fn btree_search(
+    index: pg_sys::Relation,
+    heap: pg_sys::Relation,
+    key: *mut core::ffi::c_void,
+    leaf: &mut pg_sys::Buffer,
+) -> *mut super::ext::BtreeStack {
+    let read = pg_sys::BUFFER_LOCK_SHARE as i32;
+    // SAFETY: the caller's promise. A null snapshot is one that is never too old.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return {
+            let _ = heap;
+            super::ext::_bt_search(index, key, leaf, read, std::ptr::null_mut())
+        };
+        #[cfg(feature = "pg16")]
+        return super::ext::_bt_search(index, heap, key, leaf, read, std::ptr::null_mut());
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        return super::ext::_bt_search(index, heap, key, leaf, read);
+    }
+}
+
+/// `standard_ExplainOneQuery`: plans a query and explains the plan.
+///
+/// # Safety
+/// The arguments are those of `ExplainOneQuery_hook`.
+#[cfg(not(feature = "pg18"))]
+pub unsafe fn explain_one_query(
+    query: *mut pg_sys::Query,
+    options: i32,
+    into: *mut pg_sys::IntoClause,
+    es: *mut pg_sys::ExplainState,
+    text: *const core::ffi::c_char,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+) {
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg17")]
+    unsafe {
+        pg_sys::standard_ExplainOneQuery(query, options, into, es, text, params, environment);
+    }
+    // SAFETY: as above.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    unsafe {
+        let before = pg_sys::pgBufferUsage;
+        let start = std::time::Instant::now();
+        let plan = pg_sys::pg_plan_query(query, text, options, params);
+        let took = start.elapsed();
+        #[cfg(feature = "pg15")]
+        let took = pg_sys::instr_time { tv_sec: took.as_secs() as _, tv_nsec: took.subsec_nanos().into() };
+        #[cfg(feature = "pg16")]
+        let took = pg_sys::instr_time { ticks: took.as_nanos() as i64 };
+        let mut usage = pg_sys::BufferUsage::default();
+        pg_sys::BufferUsageAccumDiff(&mut usage, &raw mut pg_sys::pgBufferUsage, (&raw const before).cast_mut());
+        let usage = if (*es).buffers { &raw const usage } else { std::ptr::null() };
+        pg_sys::ExplainOnePlan(plan, into, es, text, params, environment, &took, usage);
+    }
+}
