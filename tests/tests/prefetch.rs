@@ -426,7 +426,8 @@ fn parallel_scans_locked_rows_and_predicate_locks_are_as_without() {
     }
     assert!(!results[0].0.is_empty() && !results[0].1.is_empty());
     assert!(results[0].1 == results[1].1, "{} and {}", results[0].1.len(), results[1].1.len());
-    let sorted = |r: &(Vec<Vec<Option<String>>>, Vec<Vec<Option<String>>>)| {
+    type Rows = Vec<Vec<Option<String>>>;
+    let sorted = |r: &(Rows, Rows)| {
         // `n` was 7 or kept from before the first run; the second run finds 8.
         let mut rows: Vec<_> = r.0.iter().map(|r| (r[0].clone(), r[1].clone(), r[3].clone())).collect();
         rows.sort();
