@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use std::ffi::CStr;
 
 /// What is said of a node.
+#[cfg_attr(feature = "pg18", allow(dead_code, reason = "there the node itself names index and table"))]
 struct Line {
     index: String,
     table: String,
