@@ -299,6 +299,12 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
             // A rebuild may ask for no check: VACUUM FULL leaves an index invalid whose unique build has failed.
             if (*info).ii_Unique && !super::unique::building_known_unique() {
                 super::unique::check_whole_table(rel, index, info);
+                // In a parallel build nothing can be changed; the key map comes with the next fold.
+                if !IsInParallelMode() {
+                    let form = &*(*index).rd_index;
+                    let key = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+                    crate::tier::index::add_key((*rel).rd_id, compat::filenode(rel), key);
+                }
             }
             return delta;
         }

@@ -296,8 +296,10 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
             let wanted: Vec<_> = scan.matched.iter().map(|i| tests[*i].clone()).collect();
             let choice = access::of_statement(estate, Pattern::Rows);
             let before = memory::counters();
-            scan.keys = Some(FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context, choice));
+            let keys = FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context, choice);
             scan.stats.add_reads(&memory::counters().since(&before));
+            scan.stats.add(&keys.stats);
+            scan.keys = Some(keys);
         } else if let Some(table) = table {
             let kept = scan.deleted.take().filter(|_| scan.deleted_at == promote::revelations());
             let deleted = kept.unwrap_or_else(|| {
