@@ -459,13 +459,49 @@ pub unsafe fn store_tuple(
         (*tuple).t_self = at;
         (*tuple).t_tableOid = (*rel).rd_id;
         let header = (*tuple).t_data;
+        // heap_form_tuple makes the header of a value of a composite type.
         (*header).t_choice.t_heap.t_xmin = pg_sys::FrozenTransactionId;
+        (*header).t_choice.t_heap.t_xmax = pg_sys::InvalidTransactionId;
+        (*header).t_choice.t_heap.t_field3.t_cid = 0;
         (*header).t_infomask |=
             (pg_sys::HEAP_XMIN_COMMITTED | pg_sys::HEAP_XMIN_INVALID | pg_sys::HEAP_XMAX_INVALID) as u16;
         (*header).t_ctid = at;
         pg_sys::ExecForceStoreHeapTuple(tuple, slot, true);
         (*slot).tts_tid = at;
         (*slot).tts_tableOid = (*rel).rd_id;
+    }
+}
+
+/// A row that this transaction has deleted has its id as xmax, for DELETE … RETURNING and triggers.
+///
+/// # Safety
+/// `rel` is open; the slot holds the row as [`store_tuple`] left it.
+unsafe fn show_own_deletion(rel: pg_sys::Relation, row_id: u64, slot: *mut pg_sys::TupleTableSlot) {
+    const NOT_DELETED: u16 =
+        (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_IS_MULTI | pg_sys::HEAP_XMAX_LOCK_ONLY) as u16;
+    // SAFETY: the caller's promise; the tuple is the slot's own, that of the delta row is pinned while it is looked at.
+    unsafe {
+        if pg_sys::GetTopTransactionIdIfAny() == pg_sys::InvalidTransactionId {
+            return;
+        }
+        let deletion::RowState::Promoted(mark) = deletion::latest(rel, row_id) else { return };
+        let mut xmax = mark.xmin;
+        if mark.is_promotion() {
+            let mut tuple = pg_sys::HeapTupleData { t_self: mark.delta, ..Default::default() };
+            let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
+            if mark.filenode != compat::filenode(rel) || !compat::heap_fetch_any(rel, &mut tuple, &mut buffer) {
+                return;
+            }
+            let header = tuple.t_data;
+            let deleted = (*header).t_infomask & NOT_DELETED == 0;
+            xmax = if deleted { (*header).t_choice.t_heap.t_xmax } else { pg_sys::InvalidTransactionId };
+            pg_sys::ReleaseBuffer(buffer);
+        }
+        if pg_sys::TransactionIdIsCurrentTransactionId(xmax) {
+            let header = (*pg_sys::ExecFetchSlotHeapTuple(slot, false, std::ptr::null_mut())).t_data;
+            (*header).t_choice.t_heap.t_xmax = xmax;
+            (*header).t_infomask &= !(pg_sys::HEAP_XMAX_INVALID as u16);
+        }
     }
 }
 
@@ -486,7 +522,9 @@ pub unsafe fn fetch_visible(
             return false;
         }
         let found = of(rel).is_some_and(|table| table.fetch(rel, row_id, slot));
-        if found {
+        if found && (*snapshot).snapshot_type == pg_sys::SnapshotType::SNAPSHOT_ANY {
+            show_own_deletion(rel, row_id, slot);
+        } else if found {
             super::ssi::read_row(rel, row_id, snapshot);
         }
         found

@@ -27,6 +27,7 @@
 
 pub mod analyze;
 pub mod bitmap;
+pub mod builds;
 pub mod candidates;
 pub mod datum;
 pub mod deletion;

@@ -261,6 +261,71 @@ pub fn lock_with_timeout(relid: pg_sys::Oid, mode: pg_sys::LOCKMODE, ms: u64) ->
     }
 }
 
+/// Adds rows to `pg_class.reltuples`, in place and in the cache entry, after VACUUM has written there.
+///
+/// # Safety
+/// `rel` is open and locked as VACUUM locks it.
+pub unsafe fn add_to_reltuples(rel: pg_sys::Relation, rows: f64) {
+    // SAFETY: the caller's promise; the row of an open relation is there. What was written in place shows after the next
+    // command begins.
+    unsafe {
+        pg_sys::GetCurrentCommandId(true);
+        pg_sys::CommandCounterIncrement();
+        pg_sys::AcceptInvalidationMessages();
+        let key = pg_sys::Datum::from((*rel).rd_id);
+        let tuple = pg_sys::SearchSysCacheCopy(
+            pg_sys::SysCacheIdentifier::RELOID as i32,
+            key,
+            pg_sys::Datum::null(),
+            pg_sys::Datum::null(),
+            pg_sys::Datum::null(),
+        );
+        if tuple.is_null() {
+            return;
+        }
+        let form = struct_of::<pg_sys::FormData_pg_class>(tuple);
+        let rows = f64::from((*form).reltuples.max(0.0)) + rows;
+        pg_sys::vac_update_relstats(
+            rel,
+            (*form).relpages as pg_sys::BlockNumber,
+            rows,
+            (*form).relallvisible as pg_sys::BlockNumber,
+            #[cfg(feature = "pg18")]
+            ((*form).relallfrozen as pg_sys::BlockNumber),
+            (*form).relhasindex,
+            pg_sys::InvalidTransactionId,
+            pg_sys::MultiXactId::from(0),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            true,
+        );
+        (*(*rel).rd_rel).reltuples = rows as f32;
+        pg_sys::heap_freetuple(tuple);
+    }
+}
+
+/// Marks a path as one to be taken only if there is no other, if `enable_seqscan` is off.
+///
+/// # Safety
+/// `path` is being made, and its costs are set.
+pub unsafe fn mind_enable_seqscan(path: *mut pg_sys::Path) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if pg_sys::enable_seqscan {
+            return;
+        }
+        #[cfg(not(feature = "pg18"))]
+        {
+            (*path).startup_cost += pg_sys::disable_cost;
+            (*path).total_cost += pg_sys::disable_cost;
+        }
+        #[cfg(feature = "pg18")]
+        {
+            (*path).disabled_nodes += 1;
+        }
+    }
+}
+
 /// `AddinShmemInitLock` in the array of named locks (`lwlocknames.h`).
 pub const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 

@@ -12,6 +12,7 @@ pub mod ext;
 pub mod failpoint;
 pub mod segment_rows;
 pub mod standby;
+pub mod stat;
 pub mod swap;
 pub mod tid;
 

@@ -14,7 +14,7 @@ use super::lookup::{KeyColumn, match_keys};
 use super::private::{Part, Private};
 use super::test::Test;
 use crate::am::fragments::{self, TableFragment, TableFragments};
-use crate::am::{datum, handler};
+use crate::am::{datum, handler, ssi};
 use crate::guc;
 use crate::pg::{OpenRelation, compat, guarded};
 use core::ffi::c_void;
@@ -34,6 +34,8 @@ const CHUNK_COST: f64 = 0.5;
 const LOOKUP_COST: f64 = 1.0;
 const LOOKUP_FRAGMENT_COST: f64 = 0.02;
 const LOOKUP_ROW_COST: f64 = 0.3;
+/// The share of its cost that a look-up is reckoned at in a serializable transaction.
+const SERIALIZABLE_SHARE: f64 = 0.01;
 /// So many fragment rows are reckoned as a page when parallel workers are counted.
 const ROWS_A_PAGE: f64 = 100.0;
 /// Rows of a block, as a rule.
@@ -196,6 +198,7 @@ impl Planned {
             (*path).path.rows = rows;
             (*path).path.startup_cost = rel.baserestrictcost.startup + output.startup;
             (*path).path.total_cost = (*path).path.startup_cost + cost + output.per_tuple * rows;
+            compat::mind_enable_seqscan(&raw mut (*path).path);
             path
         }
     }
@@ -499,6 +502,11 @@ unsafe fn add_lookup(
             + found * (LOOKUP_ROW_COST + pg_sys::cpu_tuple_cost * planned.columns + rel.baserestrictcost.per_tuple)
             + rows * output.per_tuple
             + if planned.delta_pages > 1.0 { pg_sys::random_page_cost * 0.1 } else { pg_sys::seq_page_cost * 0.1 };
+        if ssi::serializable() {
+            // A look-up locks what it finds, a scan the whole table, and with it whoever writes there.
+            (*path).path.total_cost =
+                (*path).path.startup_cost + SERIALIZABLE_SHARE * ((*path).path.total_cost - (*path).path.startup_cost);
+        }
         pg_sys::add_path(planned.rel, path.cast());
     }
 }
