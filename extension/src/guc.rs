@@ -16,6 +16,12 @@ pub static FAILPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>
 pub static ENABLE_WARM_SCAN: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// `strata.enable_aggregate_pushdown`
 pub static ENABLE_AGGREGATE_PUSHDOWN: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// `strata.index_prefetch_distance`, blocks
+pub static INDEX_PREFETCH_DISTANCE: GucSetting<i32> = GucSetting::<i32>::new(64);
+/// `strata.index_prefetch_min_size`, blocks
+pub static INDEX_PREFETCH_MIN_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
+/// `strata.index_prefetch_latency`, microseconds
+pub static INDEX_PREFETCH_LATENCY: GucSetting<i32> = GucSetting::<i32>::new(25);
 /// `strata.enable_promoter`
 pub static ENABLE_PROMOTER: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// `strata.policy_interval`, seconds
@@ -129,6 +135,36 @@ pub fn register() {
         &ENABLE_AGGREGATE_PUSHDOWN,
         GucContext::Userset,
         GucFlags::EXPLAIN,
+    );
+    GucRegistry::define_int_guc(
+        c"strata.index_prefetch_distance",
+        c"How many table blocks an index scan in sequential access asks for ahead.",
+        c"0 turns prefetch of index scans off.",
+        &INDEX_PREFETCH_DISTANCE,
+        0,
+        1024,
+        GucContext::Userset,
+        GucFlags::EXPLAIN,
+    );
+    GucRegistry::define_int_guc(
+        c"strata.index_prefetch_min_size",
+        c"Index scans of smaller tables prefetch nothing.",
+        c"",
+        &INDEX_PREFETCH_MIN_SIZE,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_BLOCKS,
+    );
+    GucRegistry::define_int_guc(
+        c"strata.index_prefetch_latency",
+        c"Microseconds from which on the read of a block is slow, so that prefetch pays.",
+        c"0: prefetch in all sequential index scans, however fast the reads are.",
+        &INDEX_PREFETCH_LATENCY,
+        0,
+        1_000_000,
+        GucContext::Userset,
+        GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"strata.enable_promoter",

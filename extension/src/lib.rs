@@ -78,6 +78,7 @@ unsafe extern "C-unwind" fn request_shared_memory() {
         }
         pg_sys::RequestAddinShmemSpace(am::promoter::shared_size());
         pg_sys::RequestAddinShmemSpace(memory::shared::size());
+        pg_sys::RequestAddinShmemSpace(tier::test_fold::shared_size());
     }
 }
 
@@ -92,6 +93,7 @@ unsafe extern "C-unwind" fn start_shared_memory() {
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
         am::promoter::attach();
         memory::shared::attach();
+        tier::test_fold::attach();
         pg_sys::LWLockRelease(lock);
     }
 }

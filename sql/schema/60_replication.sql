@@ -39,6 +39,10 @@ CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.warm_
     FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
 CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.fragment
     FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.segment
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
+CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.segment_page
+    FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
 CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.deletion
     FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
 CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.heat
@@ -51,6 +55,8 @@ CREATE TRIGGER drop_replicated BEFORE INSERT OR UPDATE OR DELETE ON strata.log_b
     FOR EACH ROW EXECUTE FUNCTION strata.drop_replicated();
 ALTER TABLE strata.warm_table ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.fragment ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.segment ENABLE REPLICA TRIGGER drop_replicated;
+ALTER TABLE strata.segment_page ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.deletion ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.heat ENABLE REPLICA TRIGGER drop_replicated;
 ALTER TABLE strata.job ENABLE REPLICA TRIGGER drop_replicated;

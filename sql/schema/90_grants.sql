@@ -6,13 +6,13 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA strata FROM PUBLIC;
 -- strata_read: names and sizes.
 GRANT USAGE ON SCHEMA strata TO strata_read;
 GRANT SELECT ON strata.partitions, strata.fragments, strata.policies, strata.jobs, strata.backups, strata.log_backups,
-    strata.stat_memory, strata.stat_access, strata.recovery_window TO strata_read;
-GRANT EXECUTE ON FUNCTION strata.memory(), strata.access(), strata.store_directory(), strata.bound_text(text), strata.heat_now(double precision, interval, timestamptz),
-    strata.agent_recovery_window() TO strata_read;
+    strata.stat_memory, strata.stat_access, strata.segments, strata.stat_fragment_index, strata.recovery_window TO strata_read;
+GRANT EXECUTE ON FUNCTION strata.memory(), strata.access(), strata.store_directory(), strata.fragment_index_counters(), strata.bound_text(text),
+    strata.heat_now(double precision, interval, timestamptz), strata.agent_recovery_window() TO strata_read;
 
 -- strata_operate: the tiers of the tables that the role owns, and the agent's jobs. Row security guards policy and job.
 GRANT EXECUTE ON FUNCTION
-    strata.to_warm(regclass), strata.to_hot(regclass), strata.consolidate(regclass),
+    strata.to_warm(regclass), strata.to_hot(regclass), strata.consolidate(regclass), strata.rebuild_index(regclass),
     strata.manage(regclass, interval, interval, integer, boolean, double precision, double precision, interval), strata.unmanage(regclass, boolean),
     strata.table_name(regclass), strata.policy_key(regclass), strata.policy_now(regtype), strata.policy_cutoff(regtype, interval), strata.policy_bound(regtype, text),
     strata.policy_literal(regtype, timestamptz), strata.policy_ranges(regclass, regtype), strata.policy_grid(regclass, regtype, interval),

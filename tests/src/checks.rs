@@ -50,6 +50,44 @@ pub fn store_is_exact(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// The fragment index fits the fragments: each current fragment is in exactly one segment, segments divide the row ids, their numbers at
+/// each level are those of the folding, no segment or page is of nobody; and no session has met damage.
+pub fn index_is_exact(client: &mut Client) -> Result<()> {
+    client.execute("SELECT strata.sweep(0)", &[]).context("sweep")?;
+    for (what, sql) in [
+        (
+            "fragments outside of all segments, or in several",
+            "SELECT f.hash FROM strata.fragments f WHERE (SELECT count(*) FROM strata.segments s
+              WHERE s.\"table\" = f.\"table\" AND f.first_row_id BETWEEN s.first_row_id AND s.last_row_id) <> 1",
+        ),
+        (
+            "tables whose segments count other fragments than there are",
+            "SELECT t FROM (SELECT \"table\" t, sum(fragments) n FROM strata.segments GROUP BY 1) s
+              FULL JOIN (SELECT \"table\" t, count(*) n FROM strata.fragments GROUP BY 1) f USING (t)
+              WHERE s.n IS DISTINCT FROM f.n",
+        ),
+        (
+            "segments that overlap, or with a higher level than an older one's",
+            "SELECT segment_id FROM (SELECT *, lag(last_row_id) OVER w AS before, lag(level) OVER w AS older FROM strata.segments
+              WINDOW w AS (PARTITION BY \"table\" ORDER BY first_row_id)) s WHERE first_row_id <= before OR level > older",
+        ),
+        ("levels with four segments or more", "SELECT \"table\" FROM strata.segments GROUP BY \"table\", level HAVING count(*) > 3"),
+        (
+            "pages of no segment, or segments without their pages",
+            "SELECT segment_id FROM (SELECT segment_id, sum(octet_length(data)) n FROM strata.segment_page GROUP BY 1) p
+              FULL JOIN strata.segment s USING (segment_id) WHERE coalesce(p.n, 0) IS DISTINCT FROM s.page_bytes",
+        ),
+        ("segments of no file", "SELECT segment_id FROM strata.segment EXCEPT SELECT segment_id FROM strata.segments"),
+        ("damage", "SELECT damaged FROM strata.stat_fragment_index WHERE damaged > 0"),
+    ] {
+        let found = twin::rows(client, sql)?;
+        if !found.is_empty() {
+            bail!("{what}: {found:?}");
+        }
+    }
+    Ok(())
+}
+
 /// The key of `table` (an integer) is still unique and found: an index scan (where the planner has one) and a full scan count
 /// the same, and a sample of rows, dead keys beside them, is found by key exactly as often as it is there.
 pub fn key_is_exact(client: &mut Client, table: &str, key: &str) -> Result<()> {

@@ -141,10 +141,10 @@ fn described(error: &DbError) -> String {
             text.push_str(&format!("; {field} \"{name}\""));
         }
     }
-    match error.where_() {
-        Some(context) => format!("{text}\n{}", without_places(context)),
-        None => text,
-    }
+    // Who met it first, the leader or a worker of it, is chance.
+    let context: Vec<&str> =
+        error.where_().unwrap_or_default().lines().filter(|line| *line != "parallel worker").collect();
+    if context.is_empty() { text } else { format!("{text}\n{}", without_places(&context.join("\n"))) }
 }
 
 /// A context without the places of rows: `while deleting tuple (0,1) in relation "t"`.

@@ -55,6 +55,7 @@ fn exact(cluster: &Cluster, c: &mut Client) {
     twin::assert_same(c, "w", "h").unwrap();
     checks::key_is_exact(c, "w", "id").unwrap();
     checks::store_is_exact(cluster).unwrap();
+    checks::index_is_exact(c).unwrap();
 }
 
 #[test]

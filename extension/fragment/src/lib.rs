@@ -38,6 +38,7 @@ pub mod memory;
 mod nulls;
 mod rows;
 mod schema;
+pub mod segment;
 mod value;
 mod verify;
 mod writer;

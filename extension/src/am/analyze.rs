@@ -3,12 +3,14 @@
 //! ANALYZE samples heap blocks. A warm table with fragments keeps at least one heap page (empty if need be), and after the
 //! first sampled page the fragment rows are emitted, so they enter the row sample with their share.
 //!
-//! VACUUM vacuums the delta store and then, if it is worth it, has a background worker consolidate the table.
+//! VACUUM vacuums the delta store and then, if it is worth it, has a background worker consolidate the table. The heap counts the
+//! rows of the delta store; what it writes down of that (`pg_class.reltuples`, `n_live_tup`) gets the fragment rows on top. It
+//! estimates the rows on pages that it skipped by what the table had before, so those of fragments are taken off first.
 
 use super::handler::heap;
-use super::{fragments, scan};
+use super::{deletion, fragments, scan};
 use crate::guc;
-use crate::pg::{guarded, tid};
+use crate::pg::{compat, guarded, stat, tid};
 use crate::tier::{consolidate, worker};
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -71,6 +73,19 @@ pub unsafe extern "C-unwind" fn scan_analyze_next_tuple(
     }
 }
 
+/// The fragment rows that nobody has deleted, as this transaction sees it now.
+///
+/// # Safety
+/// `rel` is open and locked.
+pub unsafe fn live_rows(rel: Relation) -> u64 {
+    // SAFETY: the caller's promise; the snapshot outlives the call.
+    unsafe {
+        let Some(table) = fragments::of(rel) else { return 0 };
+        let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+        table.rows().saturating_sub(deletion::deleted(rel, &raw mut own).len())
+    }
+}
+
 /// Makes sure that the table has a heap page for ANALYZE to sample.
 ///
 /// # Safety
@@ -116,8 +131,17 @@ pub unsafe extern "C-unwind" fn relation_vacuum(
 ) {
     // SAFETY: the arguments are vacuum.c's.
     unsafe {
+        let live = live_rows(rel);
+        let form = (*rel).rd_rel;
+        if (*form).reltuples > 0.0 {
+            (*form).reltuples = ((*form).reltuples - live as f32).max(0.0);
+        }
         guarded(|| heap().relation_vacuum.unwrap_unchecked()(rel, params, strategy));
         keep_one_page(rel);
+        if live > 0 {
+            compat::add_to_reltuples(rel, live as f64);
+            stat::live(rel, live as i64);
+        }
         // Not in VACUUM's own transaction, which other snapshots do not count: it may not write catalog rows.
         if guc::CONSOLIDATE_ON_VACUUM.get()
             && (*(*rel).rd_rel).relpersistence == RELPERSISTENCE_PERMANENT as i8
@@ -215,6 +239,7 @@ pub unsafe fn sample_next_tuple(
             }
             let row_id = first + u64::from(offset) - 1;
             if fragments::fetch_visible((*scan).rs_rd, row_id, (*scan).rs_snapshot, slot) {
+                stat::returned((*scan).rs_rd, 1);
                 return true;
             }
         }

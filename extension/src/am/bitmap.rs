@@ -14,7 +14,7 @@ mod up_to_17 {
     use crate::am::fragments;
     use crate::am::handler::heap;
     use crate::am::scan::{WarmScan, inner};
-    use crate::pg::{guarded, tid};
+    use crate::pg::{guarded, stat, tid};
     use pgrx::pg_sys::*;
     use pgrx::prelude::*;
 
@@ -84,6 +84,7 @@ mod up_to_17 {
                 state.index += 1;
                 let row_id = tid::row_at(state.block, offset);
                 if fragments::fetch_visible((*scan).rs_rd, row_id, (*scan).rs_snapshot, slot) {
+                    stat::fetched((*scan).rs_rd, 1);
                     return true;
                 }
             }
@@ -96,7 +97,7 @@ mod from_18 {
     use crate::am::fragments;
     use crate::am::handler::heap;
     use crate::am::scan::WarmScan;
-    use crate::pg::{compat, guarded, tid};
+    use crate::pg::{compat, guarded, stat, tid};
     use pgrx::pg_sys::*;
     use pgrx::prelude::*;
 
@@ -161,6 +162,7 @@ mod from_18 {
                     *recheck = state.recheck;
                     if state.block >= tid::FIRST_VIRTUAL_BLOCK {
                         if fragments::fetch_visible(rel, tid::row_at(state.block, offset), snapshot, slot) {
+                            stat::fetched(rel, 1);
                             return true;
                         }
                         continue;
@@ -191,6 +193,7 @@ mod from_18 {
                         })
                     };
                     if found {
+                        stat::fetched(rel, 1);
                         return true;
                     }
                 }

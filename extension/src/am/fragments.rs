@@ -6,7 +6,7 @@
 
 use super::datum::{self, Kind};
 use super::deletion;
-use super::summary::Summary;
+use super::segments::{self, Index};
 use crate::error::StrataError;
 use crate::guc;
 use crate::memory::access::{self, Choice, Pattern};
@@ -15,7 +15,7 @@ use crate::pg::catalog::{self, FragmentRow};
 use crate::pg::{compat, ext, guarded, tid};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
-use roaring::{RoaringBitmap, RoaringTreemap};
+use roaring::RoaringTreemap;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -44,6 +44,16 @@ pub struct TableFragment {
 }
 
 impl TableFragment {
+    /// A fragment of table `relid`.
+    pub fn new(row: FragmentRow, relid: Oid) -> Self {
+        Self { row, relid }
+    }
+
+    /// Whether the file is in the store.
+    pub fn is_local(&self) -> bool {
+        self.is_open() || fragment_path(&store(), &self.row.hash).exists()
+    }
+
     /// The row id of the row at a position of the file.
     #[inline]
     pub fn row_id(&self, position: u64) -> u64 {
@@ -79,8 +89,7 @@ impl TableFragment {
 
     /// The row id behind the last.
     pub fn end(&self) -> u64 {
-        let last = self.row.row_ids.as_ref().and_then(RoaringBitmap::max);
-        self.row.first_row_id + last.map_or(self.row.row_count, |last| u64::from(last) + 1)
+        self.row.end()
     }
 
     /// Whether the fragment is open already.
@@ -188,15 +197,18 @@ pub unsafe fn column_source(fragment: &Fragment, tupdesc: pg_sys::TupleDesc, i: 
 
 /// The fragments of one table, by first row id; the row ids of one lie before those of the next.
 pub struct TableFragments {
-    filenode: Oid,
+    pub(super) relid: Oid,
+    /// The table and the file under which they are recorded.
+    pub(super) owner: Oid,
+    pub(super) filenode: Oid,
     /// Its fragments.
     pub list: Vec<TableFragment>,
-    /// The bytes of all of them.
-    bytes: u64,
     /// Rows that are deleted for every snapshot and have no mark any more.
     pub folded: RoaringTreemap,
-    /// By attribute number; see [`super::summary`].
-    pub(super) summaries: RefCell<HashMap<i16, Option<Rc<Summary>>>>,
+    /// Rows and bytes of all of them.
+    total: (u64, u64),
+    /// See [`super::segments`].
+    pub(super) loaded: RefCell<Option<Rc<Index>>>,
 }
 
 thread_local! {
@@ -296,9 +308,10 @@ pub unsafe fn of(rel: pg_sys::Relation) -> Option<Rc<TableFragments>> {
             .iter()
             .flat_map(|r| r.deleted.iter().flatten().map(|offset| r.first_row_id + u64::from(offset)))
             .collect();
-        let bytes = rows.iter().map(|r| r.bytes).sum();
+        let total = rows.iter().fold((0, 0), |(n, bytes), r| (n + r.row_count, bytes + r.bytes));
         let list = rows.into_iter().map(|row| TableFragment { row, relid }).collect();
-        let table = Rc::new(TableFragments { filenode, list, bytes, folded, summaries: RefCell::default() });
+        let loaded = RefCell::default();
+        let table = Rc::new(TableFragments { relid, owner, filenode, list, folded, total, loaded });
         TABLES.with_borrow_mut(|t| t.insert(relid, table.clone()));
         table
     });
@@ -321,19 +334,26 @@ pub fn invalidate(relid: Oid) {
 impl TableFragments {
     /// The number of rows in fragments, deleted ones included.
     pub fn rows(&self) -> u64 {
-        self.list.iter().map(|f| f.row.row_count).sum()
+        self.total.0
     }
 
     /// The bytes of the fragments.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.total.1
+    }
+
+    /// The number of the fragment of a row id, and the row's position in it.
+    pub fn locate(&self, row_id: u64) -> Option<(usize, u64)> {
+        segments::count(|c| c.row_ids += 1);
+        let stretch = self.index().stretch_of_row(row_id);
+        let within = self.list[stretch.clone()].partition_point(|f| f.row.first_row_id <= row_id).checked_sub(1)?;
+        let i = stretch.start + within;
+        self.list[i].position(row_id).map(|position| (i, position))
     }
 
     /// The fragment of a row id and the row's position in it.
     pub fn find(&self, row_id: u64) -> Option<(&TableFragment, u64)> {
-        let i = self.list.partition_point(|f| f.row.first_row_id <= row_id).checked_sub(1)?;
-        let f = &self.list[i];
-        f.position(row_id).map(|position| (f, position))
+        self.locate(row_id).map(|(i, position)| (&self.list[i], position))
     }
 
     /// Stores a fragment row in `slot` (any kind but a virtual one) as a heap tuple with frozen xmin and its virtual TID.
@@ -376,10 +396,12 @@ impl TableFragments {
     pub unsafe fn lookup(&self, rel: pg_sys::Relation, attnums: &[i16], values: &[Datum]) -> Vec<u64> {
         let mut rows = Vec::new();
         // SAFETY: the caller's promise.
-        let stretch = unsafe { self.stretch_of((*rel).rd_att, attnums, values) };
+        let candidates = unsafe { self.with_values((*rel).rd_att, attnums, values) };
+        segments::count(|c| c.fragments_probed += candidates.len() as u64);
         // SAFETY: the caller's promise.
         let choice = access::of_table(unsafe { (*rel).rd_id }, self, Pattern::Rows);
-        for f in &self.list[stretch] {
+        for i in candidates.numbers() {
+            let f = &self.list[i];
             let fragment = f.open_for(&choice);
             let mut columns = Vec::with_capacity(attnums.len());
             let mut wanted: Vec<Value> = Vec::with_capacity(attnums.len());
@@ -437,13 +459,49 @@ pub unsafe fn store_tuple(
         (*tuple).t_self = at;
         (*tuple).t_tableOid = (*rel).rd_id;
         let header = (*tuple).t_data;
+        // heap_form_tuple makes the header of a value of a composite type.
         (*header).t_choice.t_heap.t_xmin = pg_sys::FrozenTransactionId;
+        (*header).t_choice.t_heap.t_xmax = pg_sys::InvalidTransactionId;
+        (*header).t_choice.t_heap.t_field3.t_cid = 0;
         (*header).t_infomask |=
             (pg_sys::HEAP_XMIN_COMMITTED | pg_sys::HEAP_XMIN_INVALID | pg_sys::HEAP_XMAX_INVALID) as u16;
         (*header).t_ctid = at;
         pg_sys::ExecForceStoreHeapTuple(tuple, slot, true);
         (*slot).tts_tid = at;
         (*slot).tts_tableOid = (*rel).rd_id;
+    }
+}
+
+/// A row that this transaction has deleted has its id as xmax, for DELETE … RETURNING and triggers.
+///
+/// # Safety
+/// `rel` is open; the slot holds the row as [`store_tuple`] left it.
+unsafe fn show_own_deletion(rel: pg_sys::Relation, row_id: u64, slot: *mut pg_sys::TupleTableSlot) {
+    const NOT_DELETED: u16 =
+        (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_IS_MULTI | pg_sys::HEAP_XMAX_LOCK_ONLY) as u16;
+    // SAFETY: the caller's promise; the tuple is the slot's own, that of the delta row is pinned while it is looked at.
+    unsafe {
+        if pg_sys::GetTopTransactionIdIfAny() == pg_sys::InvalidTransactionId {
+            return;
+        }
+        let deletion::RowState::Promoted(mark) = deletion::latest(rel, row_id) else { return };
+        let mut xmax = mark.xmin;
+        if mark.is_promotion() {
+            let mut tuple = pg_sys::HeapTupleData { t_self: mark.delta, ..Default::default() };
+            let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
+            if mark.filenode != compat::filenode(rel) || !compat::heap_fetch_any(rel, &mut tuple, &mut buffer) {
+                return;
+            }
+            let header = tuple.t_data;
+            let deleted = (*header).t_infomask & NOT_DELETED == 0;
+            xmax = if deleted { (*header).t_choice.t_heap.t_xmax } else { pg_sys::InvalidTransactionId };
+            pg_sys::ReleaseBuffer(buffer);
+        }
+        if pg_sys::TransactionIdIsCurrentTransactionId(xmax) {
+            let header = (*pg_sys::ExecFetchSlotHeapTuple(slot, false, std::ptr::null_mut())).t_data;
+            (*header).t_choice.t_heap.t_xmax = xmax;
+            (*header).t_infomask &= !(pg_sys::HEAP_XMAX_INVALID as u16);
+        }
     }
 }
 
@@ -464,7 +522,9 @@ pub unsafe fn fetch_visible(
             return false;
         }
         let found = of(rel).is_some_and(|table| table.fetch(rel, row_id, slot));
-        if found {
+        if found && (*snapshot).snapshot_type == pg_sys::SnapshotType::SNAPSHOT_ANY {
+            show_own_deletion(rel, row_id, slot);
+        } else if found {
             super::ssi::read_row(rel, row_id, snapshot);
         }
         found

@@ -8,7 +8,7 @@ use super::handler::{as_heap, heap};
 use super::{datum, deletion};
 use crate::memory::access;
 use crate::pg::diagnostics::kept;
-use crate::pg::{compat, guarded, tid};
+use crate::pg::{compat, guarded, stat, tid};
 use core::ffi::c_void;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -265,6 +265,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
     // SAFETY: the arguments are index.c's.
     unsafe {
         let leader = scan.is_null() || ParallelWorkerNumber < 0;
+        super::builds::building(rel);
         // In a parallel build core began the scan, with our descriptor; the heap ends its own part of it.
         let heap_scan = if scan.is_null() { scan } else { super::scan::inner(scan) };
         let delta = as_heap(rel, || {
@@ -288,19 +289,26 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
             return delta;
         }
         let access_method = (*(*index).rd_rel).relam;
-        if access_method == BRIN_AM_OID {
-            // BRIN summarizes ranges of heap blocks; fragments have zone maps of their own.
-            return delta;
-        }
         if start != 0 || blocks != InvalidBlockNumber {
             return delta;
+        }
+        // What is returned becomes pg_class.reltuples, so it has all rows, whether they get entries or not.
+        if access_method == BRIN_AM_OID {
+            // BRIN summarizes ranges of heap blocks; fragments have zone maps of their own.
+            return delta + super::analyze::live_rows(rel) as f64;
         }
         if is_built_plain(rel, index) {
             // A rebuild may ask for no check: VACUUM FULL leaves an index invalid whose unique build has failed.
             if (*info).ii_Unique && !super::unique::building_known_unique() {
                 super::unique::check_whole_table(rel, index, info);
+                // In a parallel build nothing can be changed; the key map comes with the next fold.
+                if !IsInParallelMode() {
+                    let form = &*(*index).rd_index;
+                    let key = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+                    crate::tier::index::add_key((*rel).rd_id, compat::filenode(rel), key);
+                }
             }
-            return delta;
+            return delta + super::analyze::live_rows(rel) as f64;
         }
         let estate = CreateExecutorState();
         let econtext = compat::per_tuple_context(estate);
@@ -310,31 +318,29 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
         let mut values = [Datum::null(); INDEX_MAX_KEYS as usize];
         let mut nulls = [false; INDEX_MAX_KEYS as usize];
         let Some(call) = callback else { return delta };
-        let mut rows = 0.0;
+        let mut rows = 0;
+        let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+        let gone = deletion::deleted(rel, &raw mut own);
         // Rows whose deletion is not yet visible to all are indexed too, as by heap; who fetches them asks the deletion
         // vector. Others are not: an expression may fail on a row that is gone.
         for_each_row(rel, null_mut(), slot, |mut at| {
             MemoryContextReset((*econtext).ecxt_per_tuple_memory);
+            // Whether the row counts for uniqueness.
+            let alive = tid::row_id(&at).is_none_or(|row_id| !gone.contains(row_id));
+            rows += i64::from(alive);
             if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {
                 return;
             }
             kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
-            let alive = deletion_is_open(rel, &at);
             guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
-            rows += 1.0;
         });
+        stat::returned(rel, rows);
         ExecDropSingleTupleTableSlot(slot);
         FreeExecutorState(estate);
         (*info).ii_ExpressionsState = null_mut();
         (*info).ii_PredicateState = null_mut();
-        delta + rows
+        delta + rows as f64
     }
-}
-
-/// Whether the row counts for uniqueness while an index is built.
-unsafe fn deletion_is_open(rel: Relation, at: &ItemPointerData) -> bool {
-    // SAFETY: `rel` is open and locked.
-    tid::row_id(at).is_none_or(|row| !matches!(unsafe { deletion::latest(rel, row) }, deletion::RowState::Promoted(_)))
 }
 
 /// CREATE INDEX CONCURRENTLY: the build phase has all fragment rows there were; a move needs an exclusive lock, so there are

@@ -20,13 +20,15 @@
 //!   older than the move finds what it should.
 //! * **Which rows.** A fragment row is there for a snapshot unless a row of `strata.deletion` that the snapshot sees names it.
 //! * **Indexes.** A *plain* btree (on columns, no predicate, not deferrable; for a unique one, types whose equality is that
-//!   of their bytes) has entries for delta rows only; for fragment rows its place is taken by sorted order, zone maps and
-//!   membership filters in the fragments ([`index`], [`unique`]). Every other index holds entries with virtual TIDs. The
+//!   of their bytes) has entries for delta rows only; for fragment rows its place is taken by the fragment index ([`segments`]) and by sorted
+//!   order, zone maps and membership filters in the fragments ([`index`], [`unique`]). Every other index holds entries with virtual TIDs. The
 //!   planner is kept from scanning a plain btree of a table with fragments (`plan`).
 //! * **Damage.** A fragment that is missing is asked of the agent; a damaged one is an ERROR XX001 that names it.
 
 pub mod analyze;
 pub mod bitmap;
+pub mod builds;
+pub mod candidates;
 pub mod datum;
 pub mod deletion;
 pub mod fetch;
@@ -39,8 +41,8 @@ pub mod promote;
 pub mod promoter;
 pub mod replica;
 pub mod scan;
+pub mod segments;
 pub mod speculative;
 pub mod ssi;
 pub mod storage;
-pub mod summary;
 pub mod unique;

@@ -27,13 +27,13 @@
 //! than the promotion and still shows R. Its own later commands must not see R beside the new version, so it marks R once
 //! more under its own id ([`mark_superseded`]).
 //!
-//! **Lock order.** Table lock, then the lock of R's virtual TID (held only while promoting), then buffer locks. Waiting for
-//! another promoting transaction happens without the TID lock.
+//! **Lock order.** Table lock, the lock against index builds (`am::builds`), then the lock of R's virtual TID (held only while
+//! promoting), then buffer locks. Waiting for another promoting transaction happens without the TID lock.
 //!
 //! **Crash.** Mark, D and index entries are WAL-logged under one transaction id: all or nothing.
 
 use super::deletion::{self, RowState};
-use super::{fragments, handed, index, promoter};
+use super::{builds, fragments, handed, index, promoter};
 use crate::error::StrataError;
 use crate::pg::catalog;
 use crate::pg::{compat, ext, failpoint, tid};
@@ -150,11 +150,23 @@ pub unsafe fn target(
                     }
                 }
                 RowState::Live => {
-                    // Promoting inserts a row, whatever the statement does; see `am::promoter` for who relies on the lock.
-                    pg_sys::LockRelationOid(relid, pg_sys::RowExclusiveLock as i32);
                     let rows = rows_of_statement(relid, cid);
                     if (purpose == Purpose::Lock || rows <= BULK_ROWS) && by_promoter(rel, row_id) {
-                        match promoter::request(relid, row_id, handed::take(rel, row_id), rows > 1) {
+                        // What holds SHARE on the table is no business of a row lock, but for an index build.
+                        let apart = purpose == Purpose::Lock && !builds::excluded(rel);
+                        if apart && !builds::promoting(rel, policy) {
+                            if policy == LockWaitPolicy::LockWaitSkip {
+                                return Outcome::Busy;
+                            }
+                            StrataError::RowBusy { relid }.raise();
+                        } else if !apart {
+                            pg_sys::LockRelationOid(relid, pg_sys::RowExclusiveLock as i32);
+                        }
+                        let reply = promoter::request(relid, row_id, handed::take(rel, row_id), rows > 1);
+                        if apart {
+                            builds::promoted(rel);
+                        }
+                        match reply {
                             promoter::Reply::Done => continue,
                             promoter::Reply::Wait(xid) => {
                                 if !wait(rel, row_id, xid, policy) {
@@ -165,6 +177,8 @@ pub unsafe fn target(
                             promoter::Reply::Unavailable => {}
                         }
                     }
+                    // Promoting inserts a row, whatever the statement does.
+                    pg_sys::LockRelationOid(relid, pg_sys::RowExclusiveLock as i32);
                     let mut at = tid::from_row_id(row_id);
                     pg_sys::LockTuple(rel, &mut at, pg_sys::ExclusiveLock as i32);
                     if matches!(deletion::latest(rel, row_id), RowState::Live) {

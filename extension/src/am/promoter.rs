@@ -9,9 +9,10 @@
 //!                   workers[16]   database → latch of its promoter (started when first needed, ends when idle)
 //! ```
 //!
-//! **Locks.** The requester holds ROW EXCLUSIVE on the table from before the request until its transaction ends, and never
-//! leaves a request that is running; so the worker needs no table lock of its own, cannot wait for one, and cannot be part
-//! of a deadlock that the detector does not see. It takes the lock of the row's virtual TID for the time of the promotion.
+//! **Locks.** The requester holds ROW EXCLUSIVE on the table from before the request until its transaction ends, or ROW SHARE and the
+//! locks of `am::builds`, and never leaves a request that is running; so the worker needs no table lock of its own, cannot wait for
+//! one, and cannot be part of a deadlock that the detector does not see. It takes the lock of the row's virtual TID for the time of the
+//! promotion.
 //!
 //! **Failure.** A worker that dies of an ERROR or is terminated marks its running request failed on exit; a killed one makes
 //! the postmaster reset shared memory. A worker that cannot start is noticed by whoever waits, who promotes by itself.
@@ -437,7 +438,7 @@ fn run(request: &'static Request) {
 
 /// The promotion itself; Some: that transaction is promoting the row already.
 unsafe fn promote_one(relid: Oid, row_id: u64, tuple: Option<&[u8]>) -> Option<pg_sys::TransactionId> {
-    // SAFETY: the requester holds ROW EXCLUSIVE on the table.
+    // SAFETY: the requester holds a lock on the table.
     unsafe {
         let rel = OpenRelation::open(relid, pg_sys::NoLock);
         if !handler::is_warm(rel.0) {

@@ -10,7 +10,7 @@ use super::fragments::{self, ColumnSource, TableFragment, TableFragments};
 use super::handler::heap;
 use super::{datum, deletion, ssi};
 use crate::memory::access::{self, Choice, Pattern};
-use crate::pg::{guarded, tid};
+use crate::pg::{guarded, stat, tid};
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -474,7 +474,9 @@ unsafe extern "C-unwind" fn next_fragment_row(scan: TableScanDesc, slot: *mut Tu
     unsafe {
         let warm = scan.cast::<WarmScan>();
         let found = (*(*warm).rows).next((*scan).rs_rd, (*scan).rs_snapshot, slot, forward, claim(scan));
-        if !found {
+        if found {
+            stat::returned((*scan).rs_rd, 1);
+        } else {
             ExecClearTuple(slot);
         }
         found
@@ -491,6 +493,8 @@ pub unsafe extern "C-unwind" fn parallelscan_estimate(rel: Relation) -> Size {
 pub unsafe extern "C-unwind" fn parallelscan_initialize(rel: Relation, shared: ParallelTableScanDesc) -> Size {
     // SAFETY: core allocated what parallelscan_estimate said.
     unsafe {
+        // The workers of an index build are about to be started.
+        super::builds::building(rel);
         let size = guarded(|| heap().parallelscan_initialize.unwrap_unchecked()(rel, shared));
         shared.cast::<u8>().add(size_of::<ParallelBlockTableScanDescData>()).cast::<u64>().write(0);
         size + size_of::<u64>()

@@ -10,7 +10,7 @@
 use super::handler::{as_heap, heap};
 use super::{analyze, fragments};
 use crate::pg::{OpenRelation, catalog, compat, ext, guarded};
-use crate::tier::writer;
+use crate::tier::{index, writer};
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 use roaring::RoaringTreemap;
@@ -80,7 +80,7 @@ pub unsafe extern "C-unwind" fn relation_copy_data(rel: Relation, new: *const co
 pub unsafe extern "C-unwind" fn relation_copy_for_cluster(
     old: Relation,
     new: Relation,
-    index: Relation,
+    order: Relation,
     _sort: bool,
     oldest_xmin: TransactionId,
     xid_cutoff: *mut TransactionId,
@@ -96,8 +96,8 @@ pub unsafe extern "C-unwind" fn relation_copy_for_cluster(
                 heap().relation_copy_for_cluster.unwrap_unchecked()(
                     old,
                     new,
-                    index,
-                    !index.is_null(),
+                    order,
+                    !order.is_null(),
                     oldest_xmin,
                     xid_cutoff,
                     multi_cutoff,
@@ -110,12 +110,17 @@ pub unsafe extern "C-unwind" fn relation_copy_for_cluster(
         if let Some(table) = fragments::of(old) {
             let file = compat::filenode(new);
             catalog::copy_file((*old).rd_id, compat::filenode(old), file);
+            let mut rewritten = false;
             // The catalog forgets values of attributes that were added later: from now on every row has them itself.
             for f in table.list.iter().filter(|f| f.relies_on_catalog((*old).rd_att)) {
+                rewritten = true;
                 catalog::remove_fragment((*old).rd_id, file, f.row.first_row_id);
                 for row in writer::rewrite(old, &[f], &table.folded, &RoaringTreemap::new()) {
                     catalog::record_fragment((*old).rd_id, file, &row);
                 }
+            }
+            if rewritten {
+                index::settle((*old).rd_id, file, &index::keys_of(old));
             }
             *tuples += table.rows() as f64;
             if RelationGetNumberOfBlocksInFork(new, ForkNumber::MAIN_FORKNUM) == 0 {

@@ -1,4 +1,4 @@
-//! `strata.to_warm`, `strata.to_hot`, `strata.consolidate`, `strata.sweep`, `strata.store_directory`.
+//! `strata.to_warm`, `strata.to_hot`, `strata.consolidate`, `strata.rebuild_index`, `strata.sweep`, and what is known of them.
 
 use crate::tier;
 use pgrx::pg_sys;
@@ -40,6 +40,40 @@ fn strata_consolidate(
         r.bytes.1 as i64,
         r.rows_removed as i64,
         r.rows_absorbed as i64,
+    ))
+}
+
+/// Writes the fragment index of a warm table again.
+#[pg_extern(sql = false)]
+fn strata_rebuild_index(
+    table: pg_sys::Oid,
+) -> TableIterator<'static, (name!(segments, i64), name!(fragments, i64), name!(bytes, i64))> {
+    let r = tier::index::rebuild_index(table);
+    TableIterator::once((r.segments as i64, r.fragments as i64, r.bytes as i64))
+}
+
+/// What this session asked of the fragment index.
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn strata_fragment_index_counters() -> TableIterator<
+    'static,
+    (
+        name!(lookups, i64),
+        name!(segments_probed, i64),
+        name!(pages_read, i64),
+        name!(fragments_probed, i64),
+        name!(row_ids, i64),
+        name!(damaged, i64),
+    ),
+> {
+    let c = crate::am::segments::counters();
+    TableIterator::once((
+        c.lookups as i64,
+        c.segments_probed as i64,
+        c.pages_read as i64,
+        c.fragments_probed as i64,
+        c.row_ids as i64,
+        c.damaged as i64,
     ))
 }
 

@@ -32,6 +32,7 @@ thread_local! {
 
 /// Forgets the OIDs when one of the tables changed; called for every relation-cache invalidation.
 pub fn invalidate(relid: Oid) {
+    super::segment_rows::invalidate(relid);
     OIDS.with(|cell| {
         if let Some(o) = cell.get()
             && (relid == Oid::INVALID
@@ -88,12 +89,20 @@ pub struct FragmentRow {
     pub deleted: Option<RoaringBitmap>,
 }
 
+impl FragmentRow {
+    /// The row id behind the last.
+    pub fn end(&self) -> u64 {
+        let last = self.row_ids.as_ref().and_then(RoaringBitmap::max);
+        self.first_row_id + last.map_or(self.row_count, |last| u64::from(last) + 1)
+    }
+}
+
 /// An index scan of a catalog table: the system-table scan, closed on drop.
 ///
 /// It reads with SnapshotAny and asks for each tuple whether the snapshot sees it. So a serializable transaction takes no
 /// predicate locks on the catalog: two transactions that change different rows of one warm table have no conflict, as
 /// on a heap. What conflicts is decided per row in `am::ssi`. (Rows here are never updated, so there are no HOT chains.)
-struct SysScan {
+pub(super) struct SysScan {
     rel: pg_sys::Relation,
     desc: pg_sys::SysScanDesc,
     snapshot: pg_sys::Snapshot,
@@ -102,7 +111,10 @@ struct SysScan {
 impl SysScan {
     /// Scans `table` through `index` for rows whose first index columns equal `keys` (attribute number, equality
     /// function, value); `snapshot` null means a fresh catalog snapshot.
-    unsafe fn new(table: Oid, index: Oid, keys: &[(i16, u32, Datum)], snapshot: pg_sys::Snapshot) -> Self {
+    ///
+    /// # Safety
+    /// Index and keys fit the table; `snapshot` outlives the scan.
+    pub(super) unsafe fn new(table: Oid, index: Oid, keys: &[(i16, u32, Datum)], snapshot: pg_sys::Snapshot) -> Self {
         let equal = pg_sys::BTEqualStrategyNumber;
         let keys: Vec<_> = keys.iter().map(|(attnum, proc_, value)| (*attnum, equal, *proc_, *value)).collect();
         // SAFETY: the caller's promise.
@@ -129,7 +141,11 @@ impl SysScan {
         }
     }
 
-    unsafe fn next(&mut self) -> Option<pg_sys::HeapTuple> {
+    /// The next row, which lives until the next call.
+    ///
+    /// # Safety
+    /// The snapshot is still valid.
+    pub(super) unsafe fn next(&mut self) -> Option<pg_sys::HeapTuple> {
         // SAFETY: the scan is open; the tuple lives until the next call; the scan's slot holds the same tuple.
         unsafe {
             loop {
@@ -149,6 +165,11 @@ impl SysScan {
     fn tupdesc(&self) -> pg_sys::TupleDesc {
         // SAFETY: the relation is open.
         unsafe { (*self.rel).rd_att }
+    }
+
+    /// The table, open.
+    pub(super) fn rel(&self) -> pg_sys::Relation {
+        self.rel
     }
 }
 
@@ -193,17 +214,42 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
     rows
 }
 
+/// The bytes of a bytea.
+///
+/// # Safety
+/// `value` is of type bytea.
+pub(super) unsafe fn bytes(value: Datum) -> Vec<u8> {
+    // SAFETY: the caller's promise; a detoasted copy is freed.
+    unsafe {
+        let stored = value.cast_mut_ptr();
+        let plain = pg_sys::pg_detoast_datum(stored);
+        let bytes = pgrx::varlena::varlena_to_byte_slice(plain).to_vec();
+        if plain != stored {
+            pg_sys::pfree(plain.cast());
+        }
+        bytes
+    }
+}
+
+/// A bytea, palloc'd.
+pub(super) fn bytea(bytes: &[u8]) -> Datum {
+    // SAFETY: the allocation has room for the header and the bytes.
+    unsafe {
+        let all = pg_sys::palloc(bytes.len() + pg_sys::VARHDRSZ).cast::<pg_sys::varlena>();
+        pgrx::varlena::set_varsize_4b(all, (bytes.len() + pg_sys::VARHDRSZ) as i32);
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), all.cast::<u8>().add(pg_sys::VARHDRSZ), bytes.len());
+        Datum::from(all)
+    }
+}
+
 /// A Roaring bitmap in the portable format.
 unsafe fn bitmap(value: Datum, is_null: bool) -> Option<RoaringBitmap> {
     if is_null {
         return None;
     }
     // SAFETY: the column is of type bytea.
-    let bytes: &[u8] = unsafe {
-        let bytes = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
-        pgrx::varlena::varlena_to_byte_slice(bytes)
-    };
-    match RoaringBitmap::deserialize_from(bytes) {
+    let bytes = unsafe { bytes(value) };
+    match RoaringBitmap::deserialize_from(bytes.as_slice()) {
         Ok(rows) => Some(rows),
         Err(e) => pgrx::error!("a bitmap in strata.fragment is damaged: {e}"),
     }
@@ -401,55 +447,124 @@ pub fn execute(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Option<i64> {
     })
 }
 
-/// Records the fragments of one file of a table for another file of it.
-pub fn copy_file(relid: Oid, from: Oid, to: Oid) {
-    execute(
-        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn, row_ids, deleted, deleted_rows) \
-         SELECT relid, $3, hash, first_row_id, row_count, bytes, heap_bytes, created_at, created_lsn, row_ids, deleted, deleted_rows \
-         FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 ORDER BY first_row_id",
-        &[relid.into(), from.into(), to.into()],
-    );
+/// The places (from 0) of columns of `strata.fragment` that are changed.
+const FRAGMENT_ID: usize = 0;
+const FILENODE: usize = 2;
+const DELETED: usize = 11;
+const DELETED_ROWS: usize = 12;
+
+/// Calls `f` with each row of `strata.fragment` for a file, or the one of the fragment that begins at a row id, and with the table.
+///
+/// Rows are found as they are now, not as the transaction's snapshot has them: under REPEATABLE READ a fragment may be younger
+/// than the snapshot, and is a fragment of the file all the same.
+fn for_each_fragment(
+    relid: Oid,
+    filenode: Oid,
+    first_row_id: Option<u64>,
+    mut f: impl FnMut(pg_sys::Relation, pg_sys::HeapTuple),
+) {
+    let Some(oids) = oids() else { return };
+    let keys = [
+        (2, pg_sys::F_OIDEQ, Datum::from(relid)),
+        (3, pg_sys::F_OIDEQ, Datum::from(filenode)),
+        (5, pg_sys::F_INT8EQ, Datum::from(first_row_id.unwrap_or(0) as i64)),
+    ];
+    let n = if first_row_id.is_some() { 3 } else { 2 };
+    // SAFETY: index and keys fit the table; the tuples are copies.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &keys[..n], null_mut());
+        let mut copies = Vec::new();
+        while let Some(tuple) = scan.next() {
+            copies.push(pg_sys::heap_copytuple(tuple));
+        }
+        let table = pg_sys::table_open(oids.fragment, pg_sys::RowExclusiveLock as i32);
+        for tuple in copies {
+            f(table, tuple);
+            pg_sys::heap_freetuple(tuple);
+        }
+        pg_sys::table_close(table, pg_sys::NoLock as i32);
+        drop(scan);
+        pg_sys::CommandCounterIncrement();
+    }
 }
 
-/// Removes the fragments of a file from the catalog.
+/// A row of `strata.fragment` with other values in some columns.
+///
+/// # Safety
+/// The tuple is one of the table, the values are of the columns' types.
+unsafe fn changed(table: pg_sys::Relation, tuple: pg_sys::HeapTuple, columns: &[(usize, Datum)]) -> pg_sys::HeapTuple {
+    // SAFETY: the table is open.
+    let n = unsafe { (*(*table).rd_att).natts as usize };
+    let (mut values, mut nulls, mut replaced) = (vec![Datum::null(); n], vec![false; n], vec![false; n]);
+    for (column, value) in columns {
+        values[*column] = *value;
+        replaced[*column] = true;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (desc, replaced) = ((*table).rd_att, replaced.as_mut_ptr());
+        pg_sys::heap_modify_tuple(tuple, desc, values.as_mut_ptr(), nulls.as_mut_ptr(), replaced)
+    }
+}
+
+/// Writes some columns of fragments' rows again.
+fn update_fragments(relid: Oid, filenode: Oid, first_row_id: Option<u64>, columns: &[(usize, Datum)]) {
+    for_each_fragment(relid, filenode, first_row_id, |table, tuple| {
+        // SAFETY: the callers' columns; the new row takes the place of the old one.
+        unsafe {
+            let new = changed(table, tuple, columns);
+            pg_sys::CatalogTupleUpdate(table, &mut (*tuple).t_self, new);
+            pg_sys::heap_freetuple(new);
+        }
+    });
+}
+
+/// Records the fragments of one file of a table for another file of it.
+///
+/// The segments of the index go over to the new file; the caller has it [settled](crate::tier::index::settle) when the file's fragments are
+/// complete. The old file is not used any more unless all this is rolled back.
+pub fn copy_file(relid: Oid, from: Oid, to: Oid) {
+    super::segment_rows::move_file(relid, from, to);
+    for_each_fragment(relid, from, None, |table, tuple| {
+        let id = execute("SELECT pg_catalog.nextval('strata.fragment_fragment_id_seq')", &[]).unwrap_or_default();
+        // SAFETY: the values are of the columns' types.
+        unsafe {
+            let new = changed(table, tuple, &[(FRAGMENT_ID, Datum::from(id)), (FILENODE, Datum::from(to))]);
+            pg_sys::CatalogTupleInsert(table, new);
+            pg_sys::heap_freetuple(new);
+        }
+    });
+}
+
+fn remove_fragments(relid: Oid, filenode: Oid, first_row_id: Option<u64>) {
+    for_each_fragment(relid, filenode, first_row_id, |table, tuple| {
+        // SAFETY: the row is there.
+        unsafe { pg_sys::CatalogTupleDelete(table, &mut (*tuple).t_self) }
+    });
+}
+
+/// Removes the fragments of a file from the catalog, and their index.
 pub fn forget_file(relid: Oid, filenode: Oid) {
-    execute(
-        "DELETE FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2",
-        &[relid.into(), filenode.into()],
-    );
+    super::segment_rows::change(relid, filenode, |_| Some(super::segment_rows::Change::Remove));
+    remove_fragments(relid, filenode, None);
 }
 
 /// Removes the fragment of a file that begins at `first_row_id`: it was replaced in a file that nobody else knows.
 pub fn remove_fragment(relid: Oid, filenode: Oid, first_row_id: u64) {
-    execute(
-        "DELETE FROM strata.fragment WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 \
-         AND first_row_id OPERATOR(pg_catalog.=) $3",
-        &[relid.into(), filenode.into(), (first_row_id as i64).into()],
-    );
+    remove_fragments(relid, filenode, Some(first_row_id));
 }
 
 /// Takes the fragment of a file that begins at `first_row_id` out of use; its row stays for the sweeper.
 pub fn retire_fragment(relid: Oid, filenode: Oid, first_row_id: u64) {
-    execute(
-        "UPDATE strata.fragment SET filenode = 0 WHERE relid OPERATOR(pg_catalog.=) $1 AND filenode OPERATOR(pg_catalog.=) $2 \
-         AND first_row_id OPERATOR(pg_catalog.=) $3",
-        &[relid.into(), filenode.into(), (first_row_id as i64).into()],
-    );
+    update_fragments(relid, filenode, Some(first_row_id), &[(FILENODE, Datum::from(Oid::INVALID))]);
 }
 
 /// Records which rows of a fragment are deleted for every snapshot.
 pub fn fold_deletions(relid: Oid, filenode: Oid, first_row_id: u64, deleted: &RoaringBitmap) {
-    execute(
-        "UPDATE strata.fragment SET deleted = $4, deleted_rows = $5 WHERE relid OPERATOR(pg_catalog.=) $1 \
-         AND filenode OPERATOR(pg_catalog.=) $2 AND first_row_id OPERATOR(pg_catalog.=) $3",
-        &[
-            relid.into(),
-            filenode.into(),
-            (first_row_id as i64).into(),
-            bitmap_bytes(Some(deleted)).into(),
-            (deleted.len() as i64).into(),
-        ],
-    );
+    let bytes = bytea(&bitmap_bytes(Some(deleted)).unwrap_or_default());
+    let columns = [(DELETED, bytes), (DELETED_ROWS, Datum::from(deleted.len() as i64))];
+    update_fragments(relid, filenode, Some(first_row_id), &columns);
 }
 
 /// Removes the marks of rows in `rows` that were made before `horizon`; returns who made them. Other transactions see them until this

@@ -261,6 +261,71 @@ pub fn lock_with_timeout(relid: pg_sys::Oid, mode: pg_sys::LOCKMODE, ms: u64) ->
     }
 }
 
+/// Adds rows to `pg_class.reltuples`, in place and in the cache entry, after VACUUM has written there.
+///
+/// # Safety
+/// `rel` is open and locked as VACUUM locks it.
+pub unsafe fn add_to_reltuples(rel: pg_sys::Relation, rows: f64) {
+    // SAFETY: the caller's promise; the row of an open relation is there. What was written in place shows after the next
+    // command begins.
+    unsafe {
+        pg_sys::GetCurrentCommandId(true);
+        pg_sys::CommandCounterIncrement();
+        pg_sys::AcceptInvalidationMessages();
+        let key = pg_sys::Datum::from((*rel).rd_id);
+        let tuple = pg_sys::SearchSysCacheCopy(
+            pg_sys::SysCacheIdentifier::RELOID as i32,
+            key,
+            pg_sys::Datum::null(),
+            pg_sys::Datum::null(),
+            pg_sys::Datum::null(),
+        );
+        if tuple.is_null() {
+            return;
+        }
+        let form = struct_of::<pg_sys::FormData_pg_class>(tuple);
+        let rows = f64::from((*form).reltuples.max(0.0)) + rows;
+        pg_sys::vac_update_relstats(
+            rel,
+            (*form).relpages as pg_sys::BlockNumber,
+            rows,
+            (*form).relallvisible as pg_sys::BlockNumber,
+            #[cfg(feature = "pg18")]
+            ((*form).relallfrozen as pg_sys::BlockNumber),
+            (*form).relhasindex,
+            pg_sys::InvalidTransactionId,
+            pg_sys::MultiXactId::from(0),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            true,
+        );
+        (*(*rel).rd_rel).reltuples = rows as f32;
+        pg_sys::heap_freetuple(tuple);
+    }
+}
+
+/// Marks a path as one to be taken only if there is no other, if `enable_seqscan` is off.
+///
+/// # Safety
+/// `path` is being made, and its costs are set.
+pub unsafe fn mind_enable_seqscan(path: *mut pg_sys::Path) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if pg_sys::enable_seqscan {
+            return;
+        }
+        #[cfg(not(feature = "pg18"))]
+        {
+            (*path).startup_cost += pg_sys::disable_cost;
+            (*path).total_cost += pg_sys::disable_cost;
+        }
+        #[cfg(feature = "pg18")]
+        {
+            (*path).disabled_nodes += 1;
+        }
+    }
+}
+
 /// `AddinShmemInitLock` in the array of named locks (`lwlocknames.h`).
 pub const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
@@ -511,5 +576,68 @@ pub fn restrict_search_path() {
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     unsafe {
         pg_sys::RestrictSearchPath();
+    }
+}
+
+/// Searches a btree for reading; the leaf is locked and pinned. Null without a level above the leaf. Call it through
+/// [`super::guarded`].
+///
+/// # Safety
+/// `key` was made for `index`, a btree of `heap`.
+pub unsafe fn btree_search(
+    index: pg_sys::Relation,
+    heap: pg_sys::Relation,
+    key: *mut core::ffi::c_void,
+    leaf: &mut pg_sys::Buffer,
+) -> *mut super::ext::BtreeStack {
+    let read = pg_sys::BUFFER_LOCK_SHARE as i32;
+    // SAFETY: the caller's promise. A null snapshot is one that is never too old.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return {
+            let _ = heap;
+            super::ext::_bt_search(index, key, leaf, read, std::ptr::null_mut())
+        };
+        #[cfg(feature = "pg16")]
+        return super::ext::_bt_search(index, heap, key, leaf, read, std::ptr::null_mut());
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        return super::ext::_bt_search(index, heap, key, leaf, read);
+    }
+}
+
+/// `standard_ExplainOneQuery`: plans a query and explains the plan.
+///
+/// # Safety
+/// The arguments are those of `ExplainOneQuery_hook`.
+#[cfg(not(feature = "pg18"))]
+pub unsafe fn explain_one_query(
+    query: *mut pg_sys::Query,
+    options: i32,
+    into: *mut pg_sys::IntoClause,
+    es: *mut pg_sys::ExplainState,
+    text: *const core::ffi::c_char,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+) {
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg17")]
+    unsafe {
+        pg_sys::standard_ExplainOneQuery(query, options, into, es, text, params, environment);
+    }
+    // SAFETY: as above.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    unsafe {
+        let before = pg_sys::pgBufferUsage;
+        let start = std::time::Instant::now();
+        let plan = pg_sys::pg_plan_query(query, text, options, params);
+        let took = start.elapsed();
+        #[cfg(feature = "pg15")]
+        let took = pg_sys::instr_time { tv_sec: took.as_secs() as _, tv_nsec: took.subsec_nanos().into() };
+        #[cfg(feature = "pg16")]
+        let took = pg_sys::instr_time { ticks: took.as_nanos() as i64 };
+        let mut usage = pg_sys::BufferUsage::default();
+        pg_sys::BufferUsageAccumDiff(&mut usage, &raw mut pg_sys::pgBufferUsage, (&raw const before).cast_mut());
+        let usage = if (*es).buffers { &raw const usage } else { std::ptr::null() };
+        pg_sys::ExplainOnePlan(plan, into, es, text, params, environment, &took, usage);
     }
 }

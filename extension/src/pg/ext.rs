@@ -11,6 +11,16 @@ pub struct RewriteStateData {
 /// Handle of a heap rewrite.
 pub type RewriteState = *mut RewriteStateData;
 
+/// `BTStackData` (`nbtree.h`): the link that a search followed, and the one on the level above.
+#[repr(C)]
+pub struct BtreeStack {
+    /// The page.
+    pub block: BlockNumber,
+    /// Where the link is on it.
+    pub offset: OffsetNumber,
+    _parent: *mut BtreeStack,
+}
+
 /// The beginning of `struct pg_locale_struct` (`pg_locale.h`).
 #[cfg(feature = "pg18")]
 #[repr(C)]
@@ -67,7 +77,6 @@ unsafe extern "C-unwind" {
     /// `heaptoast.c`: removes the values of `old` that are stored apart.
     pub fn heap_toast_delete(relation: Relation, old: HeapTuple, is_speculative: bool);
     /// `nodeFuncs.c`
-    #[cfg(not(feature = "pg18"))]
     #[cfg_attr(not(feature = "pg15"), link_name = "planstate_tree_walker_impl")]
     pub fn planstate_tree_walker(
         planstate: *mut PlanState,
@@ -113,6 +122,40 @@ unsafe extern "C-unwind" {
     pub fn pqsignal(signal: c_int, handler: Option<unsafe extern "C-unwind" fn(c_int)>) -> *mut c_void;
     /// `postgres.c`
     pub fn die(signal: c_int);
+    /// `nbtutils.c`: what to search a btree for to find a tuple.
+    pub fn _bt_mkscankey(index: Relation, tuple: IndexTuple) -> *mut c_void;
+    /// `nbtsearch.c`: from the root to a leaf, which is locked and pinned.
+    #[cfg(feature = "pg15")]
+    pub fn _bt_search(
+        index: Relation,
+        key: *mut c_void,
+        leaf: *mut Buffer,
+        access: c_int,
+        snapshot: Snapshot,
+    ) -> *mut BtreeStack;
+    /// `nbtsearch.c`: from the root to a leaf, which is locked and pinned.
+    #[cfg(feature = "pg16")]
+    pub fn _bt_search(
+        index: Relation,
+        heap: Relation,
+        key: *mut c_void,
+        leaf: *mut Buffer,
+        access: c_int,
+        snapshot: Snapshot,
+    ) -> *mut BtreeStack;
+    /// `nbtsearch.c`: from the root to a leaf, which is locked and pinned.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    pub fn _bt_search(
+        index: Relation,
+        heap: Relation,
+        key: *mut c_void,
+        leaf: *mut Buffer,
+        access: c_int,
+    ) -> *mut BtreeStack;
+    /// `nbtpage.c`: unlocks and unpins.
+    pub fn _bt_relbuf(index: Relation, buffer: Buffer);
+    /// `nbtutils.c`
+    pub fn _bt_freestack(stack: *mut BtreeStack);
     /// `planner.c`
     pub fn standard_planner(
         query: *mut Query,

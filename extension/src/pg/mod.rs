@@ -1,15 +1,18 @@
 //! Safe-ish wrappers over PostgreSQL's C interface; with the access-method callbacks, the only place of unsafe code.
 //!
-//! What differs between the major versions of PostgreSQL is in [`compat`] and nowhere else. What pgrx does not bind is
+//! What differs between the major versions of PostgreSQL is in [`compat`], the state of btree scans in [`btree`], and nowhere else. What pgrx does not bind is
 //! declared in [`ext`]; those functions are called through [`guarded`], which turns a longjmp into a Rust unwind.
 
+pub mod btree;
 pub mod catalog;
 pub mod compat;
 pub mod deform;
 pub mod diagnostics;
 pub mod ext;
 pub mod failpoint;
+pub mod segment_rows;
 pub mod standby;
+pub mod stat;
 pub mod swap;
 pub mod tid;
 

@@ -6,8 +6,10 @@
 
 use super::clause::Leaf;
 use super::test::{Test, Verdict};
+use crate::am::candidates::Candidates;
 use crate::am::datum::{self, Kind};
-use crate::am::fragments::{ColumnSource, TableFragments};
+use crate::am::fragments::{ColumnSource, TableFragment, TableFragments};
+use crate::am::segments::Condition;
 use crate::memory::Choice;
 use pgrx::pg_sys;
 use roaring::RoaringTreemap;
@@ -40,6 +42,10 @@ pub struct Stats {
     pub read_bytes: u64,
     /// Times that something kept in memory was used instead.
     pub hits: u64,
+    /// Segments of the fragment index that look-ups asked.
+    pub segments_probed: u64,
+    /// Fragments that look-ups asked.
+    pub fragments_probed: u64,
 }
 
 impl Stats {
@@ -55,6 +61,8 @@ impl Stats {
         self.reads += other.reads;
         self.read_bytes += other.read_bytes;
         self.hits += other.hits;
+        self.segments_probed += other.segments_probed;
+        self.fragments_probed += other.fragments_probed;
     }
 
     /// Adds what was read.
@@ -147,38 +155,31 @@ pub struct BlockScan {
     own: AtomicU64,
     shared: Option<*const AtomicU64>,
     current: Option<Rc<OpenFragment>>,
-    /// The fragments that the tests may hold in, and the blocks before and behind them.
-    stretch: Stretch,
+    /// The fragments that the tests may hold in.
+    candidates: Candidates,
     choice: Choice,
     stats: Stats,
     /// What was read after the block was chosen.
     counted: Cell<Stats>,
 }
 
-/// The fragments that some tests may hold in.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stretch {
-    /// Their numbers.
-    pub fragments: std::ops::Range<usize>,
-    blocks: (u64, u64),
+/// What tests ask of the fragment index. Those that are no ranges ask only the bounds of each fragment.
+pub fn conditions(tests: &[(Leaf, Test)]) -> Vec<Condition<'_>> {
+    let mut all = Vec::with_capacity(tests.len());
+    for (leaf, test) in tests {
+        let excludes = Box::new(|zone: &Zone| test.verdict(zone) == Verdict::None);
+        all.push(Condition { attnum: leaf.attnum, kind: leaf.kind, between: test.between(), excludes });
+    }
+    all
 }
 
-impl Stretch {
-    /// As far as it is known without looking at each fragment.
-    pub fn of(table: &TableFragments, tupdesc: pg_sys::TupleDesc, tests: &[(Leaf, Test)]) -> Self {
-        let n = table.list.len();
-        let mut stretch = Self { fragments: 0..n, blocks: (0, 0) };
-        for (leaf, test) in tests {
-            let Some((lo, hi)) = test.span() else { continue };
-            // SAFETY: the leaf's attribute is one of the descriptor's, which is the table's.
-            let Some(summary) = (unsafe { table.summary(tupdesc, leaf.attnum, leaf.kind) }) else { continue };
-            let found = summary.stretch(lo, hi);
-            let (start, end) = (stretch.fragments.start.max(found.start), stretch.fragments.end.min(found.end));
-            stretch.fragments = start..end.max(start);
-            stretch.blocks = (summary.blocks(0..start), summary.blocks(stretch.fragments.end..n));
-        }
-        stretch
+/// The fragments that the tests may hold in, as far as the fragment index knows.
+pub fn candidates(table: &TableFragments, tupdesc: pg_sys::TupleDesc, tests: &[(Leaf, Test)]) -> Candidates {
+    if tests.is_empty() {
+        return Candidates::all(table.list.len());
     }
+    // SAFETY: the leaves' attributes are the descriptor's, which is the table's.
+    unsafe { table.index().candidates(tupdesc, &conditions(tests)) }
 }
 
 impl BlockScan {
@@ -192,9 +193,9 @@ impl BlockScan {
         shared: Option<*const AtomicU64>,
         choice: Choice,
     ) -> Self {
-        let stretch = Stretch::of(&table, tupdesc, &tests);
+        let candidates = candidates(&table, tupdesc, &tests);
         let (stats, counted, own) = (Stats::default(), Cell::default(), AtomicU64::new(0));
-        Self { table, tupdesc, deleted, tests, own, shared, current: None, stretch, choice, stats, counted }
+        Self { table, tupdesc, deleted, tests, own, shared, current: None, candidates, choice, stats, counted }
     }
 
     /// What was done.
@@ -238,18 +239,13 @@ impl BlockScan {
             if number >= self.table.list.len() {
                 return None;
             }
-            if !self.stretch.fragments.contains(&number) {
-                // All participants of a parallel scan have the same stretch; one of them counts what is left out.
-                let (before, behind) = self.stretch.blocks;
-                let (to, gone, blocks) = if number < self.stretch.fragments.start {
-                    (self.stretch.fragments.start, self.stretch.fragments.start - number, before)
-                } else {
-                    (self.table.list.len(), self.table.list.len() - number, behind)
-                };
+            let to = self.candidates.next(number).unwrap_or(self.table.list.len());
+            if to != number {
+                // All participants of a parallel scan have the same candidates; one of them counts what is left out.
                 let next = (to as u64) << 32;
                 if self.counter().compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                    self.stats.fragments_pruned += gone as u64;
-                    self.stats.blocks_pruned += blocks;
+                    self.stats.fragments_pruned += (to - number) as u64;
+                    self.stats.blocks_pruned += self.table.index().blocks(number..to);
                 }
                 continue;
             }
@@ -581,52 +577,62 @@ fn bind(leaf: &Leaf, test: &Test, file: &Fragment, sources: &[ColumnSource]) -> 
     }
 }
 
-/// How much of a table the tests leave: fragments and blocks in all, and those that zone maps do not exclude. Only
-/// fragments whose files are here are looked at; `local` says which.
+/// At most so many fragments are opened for an estimate.
+const OPENED: usize = 8;
+
+/// How much of a table the tests leave: fragments that the index does not exclude, and of these the blocks that zone maps do not
+/// exclude. Where more than a few are left, the blocks of some of them stand for the others'. Only fragments whose files are here
+/// are looked at; `local` says which.
 pub fn estimate(
     table: &TableFragments,
     tupdesc: pg_sys::TupleDesc,
     tests: &[(Leaf, Test)],
     local: impl Fn(&crate::am::fragments::TableFragment) -> bool,
 ) -> Estimate {
-    let kept = Cell::new(0u64);
-    let mut estimate = Estimate::default();
-    let stretch = Stretch::of(table, tupdesc, tests);
-    for (number, tf) in table.list.iter().enumerate() {
-        estimate.rows += tf.row.row_count;
-        if !stretch.fragments.contains(&number) {
-            continue;
-        }
-        if tests.is_empty() || !local(tf) {
-            kept.set(kept.get() + tf.row.row_count);
-            estimate.bytes += tf.row.bytes;
-            continue;
-        }
-        let file = tf.open();
-        // SAFETY: the descriptor is the table's.
-        let sources = unsafe { tf.columns(&file, tupdesc) };
-        let bound: Vec<(Bound, &Test)> = tests.iter().map(|(l, t)| (bind(l, t, &file, &sources), t)).collect();
-        let excluded = |zone: &dyn Fn(usize) -> Zone| {
-            bound.iter().any(|(b, t)| match b {
-                Bound::Column(p) => t.verdict(&zone(p.column)) == Verdict::None,
-                Bound::Constant(holds) => !holds,
-                Bound::Unknown => false,
-            })
-        };
-        if tests.iter().any(|(_, t)| *t == Test::Never) || excluded(&|c| file.fragment_zone(c).clone()) {
-            continue;
-        }
-        let mut rows = 0;
-        for (b, info) in file.blocks().iter().enumerate() {
-            if !excluded(&|c| file.zone(b, c).clone()) {
-                rows += u64::from(info.rows);
-            }
-        }
-        kept.set(kept.get() + rows);
-        estimate.bytes += tf.row.bytes * rows / tf.row.row_count.max(1);
+    let mut estimate = Estimate { rows: table.rows(), ..Estimate::default() };
+    if tests.iter().any(|(_, t)| *t == Test::Never) {
+        return estimate;
     }
-    estimate.kept = kept.get();
+    if tests.is_empty() {
+        (estimate.kept, estimate.bytes) = (table.rows(), table.bytes());
+        return estimate;
+    }
+    let candidates = candidates(table, tupdesc, tests);
+    let step = candidates.len().div_ceil(OPENED).max(1);
+    let (mut seen, mut kept) = (0, 0);
+    let (mut rows, mut bytes) = (0, 0);
+    for (i, number) in candidates.numbers().enumerate() {
+        let tf = &table.list[number];
+        rows += tf.row.row_count;
+        bytes += tf.row.bytes;
+        if i % step == step / 2 && local(tf) {
+            seen += tf.row.row_count;
+            kept += kept_rows(tf, tupdesc, tests);
+        }
+    }
+    let part = |of: u64| if seen == 0 { of } else { (u128::from(of) * u128::from(kept) / u128::from(seen)) as u64 };
+    (estimate.kept, estimate.bytes) = (part(rows), part(bytes));
     estimate
+}
+
+/// The rows of the blocks of a fragment that the tests leave.
+fn kept_rows(tf: &TableFragment, tupdesc: pg_sys::TupleDesc, tests: &[(Leaf, Test)]) -> u64 {
+    let file = tf.open();
+    // SAFETY: the descriptor is the table's.
+    let sources = unsafe { tf.columns(&file, tupdesc) };
+    let bound: Vec<(Bound, &Test)> = tests.iter().map(|(l, t)| (bind(l, t, &file, &sources), t)).collect();
+    let excluded = |zone: &dyn Fn(usize) -> Zone| {
+        bound.iter().any(|(b, t)| match b {
+            Bound::Column(p) => t.verdict(&zone(p.column)) == Verdict::None,
+            Bound::Constant(holds) => !holds,
+            Bound::Unknown => false,
+        })
+    };
+    if excluded(&|c| file.fragment_zone(c).clone()) {
+        return 0;
+    }
+    let blocks = file.blocks().iter().enumerate();
+    blocks.filter(|(b, _)| !excluded(&|c| file.zone(*b, c).clone())).map(|(_, info)| u64::from(info.rows)).sum()
 }
 
 /// What [`estimate`] found.

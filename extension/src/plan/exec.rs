@@ -23,7 +23,7 @@ use super::test::Test;
 use crate::am::handler::heap;
 use crate::am::{deletion, fragments, promote, scan as am_scan, ssi};
 use crate::memory::access::{self, Pattern};
-use crate::pg::guarded;
+use crate::pg::{OpenRelation, guarded, stat};
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
@@ -61,6 +61,8 @@ pub struct Scan {
     never: bool,
     /// What finished scans of this node did, and the workers.
     pub stats: Stats,
+    /// The rows that the look-up at hand has found in fragments.
+    found: u64,
     context: pg_sys::MemoryContext,
 }
 
@@ -78,6 +80,8 @@ pub struct WarmScanState {
     delta: pg_sys::TableScanDesc,
     delta_inner: pg_sys::TableScanDesc,
     delta_rows: u64,
+    /// Those that the qualification let through.
+    delta_kept: u64,
     filtered: u64,
     pub shared: *mut Shared,
 }
@@ -232,6 +236,7 @@ unsafe extern "C-unwind" fn begin(node: *mut pg_sys::CustomScanState, estate: *m
             deleted_at: 0,
             never: false,
             stats: Stats::default(),
+            found: 0,
             context: lookup_context,
         };
         if private_part != Part::Delta
@@ -290,14 +295,17 @@ unsafe extern "C-unwind" fn start(node: *mut pg_sys::CustomScanState) {
                 None => am_scan::scan_begin(rel, snapshot, 0, null_mut(), null_mut(), flags),
             };
             (*state).delta_inner = am_scan::inner((*state).delta);
+            uncount_scan(state);
         }
         let table = if scan.private.part == Part::Delta || scan.never { None } else { fragments::of(rel) };
         if let (Some(table), true) = (&table, lookup) {
             let wanted: Vec<_> = scan.matched.iter().map(|i| tests[*i].clone()).collect();
             let choice = access::of_statement(estate, Pattern::Rows);
             let before = memory::counters();
-            scan.keys = Some(FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context, choice));
+            let keys = FragmentKeys::find(table.clone(), rel, snapshot, &wanted, scan.context, choice);
             scan.stats.add_reads(&memory::counters().since(&before));
+            scan.stats.add(&keys.stats);
+            scan.keys = Some(keys);
         } else if let Some(table) = table {
             let kept = scan.deleted.take().filter(|_| scan.deleted_at == promote::revelations());
             let deleted = kept.unwrap_or_else(|| {
@@ -358,6 +366,7 @@ unsafe extern "C-unwind" fn next_fragment_row(state: *mut WarmScanState) -> i32 
             let found = keys.next(rel, snapshot, &scan.attributes, slot);
             scan.stats.add_reads(&memory::counters().since(&before));
             scan.stats.rows += u64::from(found);
+            scan.found += u64::from(found);
             return if found { 2 } else { 0 };
         }
         let Some(blocks) = &mut scan.blocks else { return 0 };
@@ -451,6 +460,7 @@ unsafe extern "C-unwind" fn exec(node: *mut pg_sys::CustomScanState) -> *mut pg_
             (*econtext).ecxt_scantuple = slot;
             let qual = if kind == 2 { (*node).ss.ps.qual } else { (*state).rest };
             if satisfies(qual, econtext) {
+                (*state).delta_kept += u64::from(slot == (*state).heap_slot);
                 return if projection.is_null() { slot } else { project(projection) };
             }
             (*state).filtered += 1;
@@ -480,6 +490,7 @@ unsafe extern "C-unwind" fn recheck(_node: *mut pg_sys::ScanState, _slot: *mut p
 unsafe fn finish(state: *mut WarmScanState) {
     // SAFETY: the node was begun.
     unsafe {
+        count_reading(state);
         let scan = &mut *(*state).scan;
         if let Some(blocks) = scan.blocks.take() {
             scan.stats.add(&blocks.stats());
@@ -490,6 +501,46 @@ unsafe fn finish(state: *mut WarmScanState) {
         scan.rows.clear();
         count_filtered(state);
         (*state).phase = Phase::Start;
+    }
+}
+
+/// A look-up counts as a scan of its index, also where it reads a small delta store instead of the btree: what the heap has
+/// counted for the beginning of that is taken back.
+unsafe fn uncount_scan(state: *mut WarmScanState) {
+    // SAFETY: the node was begun.
+    unsafe {
+        if (*(*state).scan).private.lookup.is_some() {
+            stat::scans((*state).css.ss.ss_currentRelation, -1);
+        }
+    }
+}
+
+/// Counts what the scan at hand has read, for `pg_stat_*_tables`. The heap has counted a sequential scan and its rows, the btree what
+/// it found.
+unsafe fn count_reading(state: *mut WarmScanState) {
+    // SAFETY: the node was begun.
+    unsafe {
+        let scan = &mut *(*state).scan;
+        let rel = (*state).css.ss.ss_currentRelation;
+        if let Some(blocks) = &scan.blocks {
+            let stats = blocks.stats();
+            let read = stats.rows + stats.rows_filtered - scan.rows.left() as u64;
+            stat::returned(rel, read as i64);
+        }
+        let kept = std::mem::take(&mut (*state).delta_kept);
+        let found = std::mem::take(&mut scan.found);
+        let Some((index, _)) = scan.private.lookup.filter(|_| (*state).phase != Phase::Start) else { return };
+        let (mut scans, mut rows) = (0, found);
+        if !(*state).delta_inner.is_null() {
+            stat::returned(rel, -((*state).delta_rows as i64));
+            (scans, rows) = (1, found + kept);
+        }
+        if scans > 0 || rows > 0 {
+            let index = OpenRelation::open(index, pg_sys::NoLock);
+            stat::scans(index.0, scans);
+            stat::returned(index.0, rows as i64);
+            stat::fetched(index.0, rows as i64);
+        }
     }
 }
 
@@ -588,6 +639,7 @@ unsafe extern "C-unwind" fn rescan(node: *mut pg_sys::CustomScanState) {
         finish(state);
         if !(*state).delta.is_null() {
             am_scan::scan_rescan((*state).delta, null_mut(), false, false, false, false);
+            uncount_scan(state);
         }
         pg_sys::ExecClearTuple((*state).fragment_slot);
         (*node).ss.ss_ScanTupleSlot = (*state).heap_slot;

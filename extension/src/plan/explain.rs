@@ -118,6 +118,10 @@ pub unsafe extern "C-unwind" fn explain(
             let lookup = scan.private.lookup.is_some();
             let gone = stats.filter(|_| !lookup).map(|s| s.fragments_pruned);
             pruned(c"Fragments", c"Fragments Pruned", total, gone, es);
+            if let (Some(s), true) = (stats, lookup) {
+                number(c"Segments Probed", s.segments_probed, es);
+                number(c"Fragments Probed", s.fragments_probed, es);
+            }
             if let (Some(s), false) = (stats, lookup) {
                 pruned(c"Blocks", c"Blocks Pruned", s.blocks_read + s.blocks_pruned, Some(s.blocks_pruned), es);
                 if s.rows_filtered > 0 {

@@ -22,8 +22,6 @@ pub fn install() {
         PREVIOUS_RELATION_INFO = pg_sys::get_relation_info_hook;
         pg_sys::get_relation_info_hook = Some(relation_info);
     }
-    #[cfg(not(feature = "pg18"))]
-    prefetch::install();
 }
 
 #[pg_guard]
@@ -71,55 +69,20 @@ pub unsafe fn is_closed(info: *mut pg_sys::IndexOptInfo) -> bool {
     unsafe { (*info).hypothetical && !(*info).amhasgettuple && !(*info).amhasgetbitmap }
 }
 
-/// Bitmap prefetch, which the executor does itself up to PostgreSQL 17.
+/// Switches bitmap prefetch off, which the executor does itself up to PostgreSQL 17, if `state` is a bitmap scan of a warm table.
+///
+/// # Safety
+/// `state` is a plan state whose executor has just started.
 #[cfg(not(feature = "pg18"))]
-mod prefetch {
-    use crate::am::handler;
-    use crate::pg::{ext, guarded};
-    use core::ffi::c_void;
-    use pgrx::pg_sys;
-    use pgrx::prelude::*;
-    use std::ptr::null_mut;
-
-    static mut PREVIOUS_START: pg_sys::ExecutorStart_hook_type = None;
-
-    pub(super) fn install() {
-        // SAFETY: as in the parent's `install`.
-        unsafe {
-            PREVIOUS_START = pg_sys::ExecutorStart_hook;
-            pg_sys::ExecutorStart_hook = Some(executor_start);
-        }
-    }
-
-    #[pg_guard]
-    unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
-        // SAFETY: the arguments are the executor's; after the start the tree of plan states is there.
-        unsafe {
-            match PREVIOUS_START {
-                Some(previous) => guarded(|| previous(query, flags)),
-                None => pg_sys::standard_ExecutorStart(query, flags),
+pub unsafe fn no_bitmap_prefetch(state: *mut pg_sys::PlanState) {
+    // SAFETY: the node tag tells the type.
+    unsafe {
+        if (*state).type_ == pg_sys::NodeTag::T_BitmapHeapScanState {
+            let scan = state.cast::<pg_sys::BitmapHeapScanState>();
+            let rel = (*scan).ss.ss_currentRelation;
+            if !rel.is_null() && handler::is_warm(rel) {
+                (*scan).prefetch_maximum = 0;
             }
-            if !(*query).planstate.is_null() {
-                no_prefetch((*query).planstate, null_mut());
-            }
-        }
-    }
-
-    #[pg_guard]
-    unsafe extern "C-unwind" fn no_prefetch(state: *mut pg_sys::PlanState, context: *mut c_void) -> bool {
-        // SAFETY: a walker over the executor's tree; the node tag tells the type.
-        unsafe {
-            if state.is_null() {
-                return false;
-            }
-            if (*state).type_ == pg_sys::NodeTag::T_BitmapHeapScanState {
-                let scan = state.cast::<pg_sys::BitmapHeapScanState>();
-                let rel = (*scan).ss.ss_currentRelation;
-                if !rel.is_null() && handler::is_warm(rel) {
-                    (*scan).prefetch_maximum = 0;
-                }
-            }
-            guarded(|| ext::planstate_tree_walker(state, Some(no_prefetch), context))
         }
     }
 }

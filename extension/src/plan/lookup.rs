@@ -1,13 +1,16 @@
 //! Finding rows by key: the fragment index for fragment rows, the btree for delta rows.
 //!
-//! The fragments answer by sorted order, zone maps and membership filters ([`strata_fragment::Fragment::lookup`]); the
+//! The fragment index tells which fragments may have the key ([`crate::am::segments`]); these answer by sorted order, zone maps and
+//! membership filters ([`strata_fragment::Fragment::lookup`]); the
 //! deletion vector is asked for each row that they give. The btree has entries for exactly the delta rows. A delta store of
 //! one page is read instead.
 
-use super::blocks::Stretch;
+use super::blocks::{Stats, conditions};
 use super::clause::{Ask, Leaf, Op};
 use super::test::Test;
+use crate::am::candidates::Candidates;
 use crate::am::fragments::{ColumnSource, TableFragments};
+use crate::am::segments;
 use crate::am::{datum, deletion, ssi};
 use crate::memory::Choice;
 use crate::pg::{compat, ext, guarded, tid};
@@ -135,6 +138,8 @@ pub struct FragmentKeys {
     sources: Option<(usize, Vec<ColumnSource>)>,
     context: pg_sys::MemoryContext,
     choice: Choice,
+    /// What it asked.
+    pub stats: Stats,
 }
 
 /// From so many rows on the deletion vector is read at once.
@@ -155,8 +160,15 @@ impl FragmentKeys {
     ) -> Self {
         let mut found = Vec::new();
         // SAFETY: the caller's promise.
-        let stretch = Stretch::of(&table, unsafe { (*rel).rd_att }, tests);
-        for tf in &table.list[stretch.fragments] {
+        let candidates = unsafe { candidates(&table, (*rel).rd_att, tests) };
+        segments::count(|c| c.fragments_probed += candidates.len() as u64);
+        let stats = Stats {
+            segments_probed: candidates.segments_probed,
+            fragments_probed: candidates.len() as u64,
+            ..Stats::default()
+        };
+        for number in candidates.numbers() {
+            let tf = &table.list[number];
             let fragment = tf.open_for(&choice);
             let (mut columns, mut values, mut possible) = (Vec::new(), Vec::new(), true);
             for (leaf, test) in tests {
@@ -195,7 +207,7 @@ impl FragmentKeys {
         }
         // SAFETY: the caller's promise.
         let deleted = (found.len() >= MANY_ROWS).then(|| unsafe { deletion::deleted(rel, snapshot) });
-        Self { table, found: found.into_iter(), deleted, sources: None, context, choice }
+        Self { table, found: found.into_iter(), deleted, sources: None, context, choice, stats }
     }
 
     /// The next row, stored in `slot` with the attributes that are needed.
@@ -219,10 +231,10 @@ impl FragmentKeys {
                 if !visible {
                     continue;
                 }
-                let i = self.table.list.partition_point(|f| f.row.first_row_id <= row_id).saturating_sub(1);
+                let Some((i, position)) = self.table.locate(row_id) else { continue };
                 let tf = &self.table.list[i];
                 let fragment = tf.open_for(&self.choice);
-                let Some((block, row)) = tf.position(row_id).and_then(|p| fragment.block_of(p)) else { continue };
+                let Some((block, row)) = fragment.block_of(position) else { continue };
                 ssi::read_row(rel, row_id, snapshot);
                 if self.sources.as_ref().is_none_or(|(f, _)| *f != i) {
                     self.sources = Some((i, tf.columns(&fragment, (*rel).rd_att)));
@@ -251,6 +263,26 @@ impl FragmentKeys {
             }
         }
         false
+    }
+}
+
+/// The fragments that may have rows for which all `tests` (equalities) hold.
+///
+/// # Safety
+/// `tupdesc` is the table's, the tests are on attributes of it.
+unsafe fn candidates(table: &TableFragments, tupdesc: pg_sys::TupleDesc, tests: &[(Leaf, Test)]) -> Candidates {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = |(leaf, test): &(Leaf, Test)| {
+            wanted(test, datum::kind_of(compat::attribute(tupdesc, leaf.attnum as usize - 1), false).1)
+        };
+        let values: Option<Vec<Value>> = tests.iter().map(value).collect();
+        let attnums: Vec<i16> = tests.iter().map(|(leaf, _)| leaf.attnum).collect();
+        // A value that the column cannot hold may still be that of an attribute that a fragment lacks.
+        match values {
+            Some(values) => table.index().with_key(tupdesc, &attnums, &values, &conditions(tests)),
+            None => Candidates::all(table.list.len()),
+        }
     }
 }
 

@@ -10,6 +10,8 @@
 //!   first      DISTINCT ON: rows that count          ├ rows      datums column by column
 //!                                                    ├ parallel  shared counter of blocks
 //!                                                    └ explain
+//!                                                  start      one walk over the plan when the executor starts
+//!                                                  prefetch   ahead of PostgreSQL's own index scans
 //! ```
 //!
 //! What this room promises:
@@ -35,8 +37,10 @@ mod list;
 mod lookup;
 mod parallel;
 mod paths;
+mod prefetch;
 mod private;
 mod rows;
+mod start;
 mod test;
 
 /// Installs the hooks; called once when the library is loaded.
@@ -44,4 +48,6 @@ pub fn init() {
     guard::install();
     paths::install();
     aggregate::install();
+    prefetch::install();
+    start::install();
 }

@@ -26,7 +26,7 @@ pub struct Shared {
     pub counter: AtomicU64,
     /// A fingerprint of the list of fragments, 0 until somebody has begun.
     list: AtomicU64,
-    numbers: [AtomicU64; 10],
+    numbers: [AtomicU64; 12],
 }
 
 impl Shared {
@@ -77,11 +77,13 @@ impl Shared {
             reads: n(7),
             read_bytes: n(8),
             hits: n(9),
+            segments_probed: n(10),
+            fragments_probed: n(11),
         }
     }
 }
 
-fn to_array(s: &Stats) -> [u64; 10] {
+fn to_array(s: &Stats) -> [u64; 12] {
     [
         s.fragments_pruned,
         s.fragments_read,
@@ -93,6 +95,8 @@ fn to_array(s: &Stats) -> [u64; 10] {
         s.reads,
         s.read_bytes,
         s.hits,
+        s.segments_probed,
+        s.fragments_probed,
     ]
 }
 
@@ -122,7 +126,7 @@ pub unsafe extern "C-unwind" fn initialize(
         shared.write(Shared {
             counter: AtomicU64::new(0),
             list: AtomicU64::new(0),
-            numbers: [const { AtomicU64::new(0) }; 10],
+            numbers: [const { AtomicU64::new(0) }; 12],
         });
         let snapshot = (*(*node).ss.ps.state).es_snapshot;
         pg_sys::table_parallelscan_initialize((*node).ss.ss_currentRelation, (*shared).heap(), snapshot);

@@ -14,15 +14,15 @@ use super::lookup::{KeyColumn, match_keys};
 use super::private::{Part, Private};
 use super::test::Test;
 use crate::am::fragments::{self, TableFragment, TableFragments};
-use crate::am::handler;
+use crate::am::{datum, handler, ssi};
 use crate::guc;
-use crate::pg::{OpenRelation, guarded};
+use crate::pg::{OpenRelation, compat, guarded};
 use core::ffi::c_void;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ptr::null_mut;
 use std::rc::Rc;
-use strata_fragment::{Value, fragment_path};
+use strata_fragment::PhysicalType;
 
 /// For one fragment row: a test on a column, decoding a column, making the row.
 const FILTER_COST: f64 = 0.0002;
@@ -34,6 +34,8 @@ const CHUNK_COST: f64 = 0.5;
 const LOOKUP_COST: f64 = 1.0;
 const LOOKUP_FRAGMENT_COST: f64 = 0.02;
 const LOOKUP_ROW_COST: f64 = 0.3;
+/// The share of its cost that a look-up is reckoned at in a serializable transaction.
+const SERIALIZABLE_SHARE: f64 = 0.01;
 /// So many fragment rows are reckoned as a page when parallel workers are counted.
 const ROWS_A_PAGE: f64 = 100.0;
 /// Rows of a block, as a rule.
@@ -63,6 +65,7 @@ pub fn install() {
 /// What is known of a warm table while it is planned.
 pub struct Planned {
     rel: *mut pg_sys::RelOptInfo,
+    rte: *mut pg_sys::RangeTblEntry,
     table: Rc<TableFragments>,
     delta_pages: f64,
     /// The clauses on the table that fragments answer.
@@ -134,27 +137,28 @@ impl Planned {
                 let (none, rows) = (null_mut(), (*rel).rows);
                 (first, pg_sys::estimate_num_groups(root, from_items([key]), rows, none, null_mut()))
             });
-            Some(Self { rel, table, delta_pages, leaves, known, others, estimate, columns, first })
+            Some(Self { rel, rte, table, delta_pages, leaves, known, others, estimate, columns, first })
         }
     }
 
-    /// What the values of a column (attribute from 0, of 64 bits) lie between, as far as zone maps and constants tell.
+    /// What the values of a column (attribute from 0, of 64 bits) lie between, as far as the fragment index and constants tell.
     pub fn span(&self, attribute: usize) -> Option<(i64, i64)> {
-        let (mut lo, mut hi) = (i64::MAX, i64::MIN);
-        for tf in &self.table.list {
-            if !tf.is_open() && !is_local(tf) {
+        let narrow = |v: i128| v.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+        // SAFETY: the attribute is the table's.
+        let ends = unsafe {
+            let open = OpenRelation::open((*self.rte).relid, pg_sys::NoLock);
+            let tupdesc = (*open.0).rd_att;
+            let (kind, ty) = datum::kind_of(compat::attribute(tupdesc, attribute), false);
+            if ty != PhysicalType::I64 {
                 return None;
             }
-            let file = tf.open();
-            let zone = file.fragment_zone(file.schema().by_attnum(attribute as i16 + 1)?);
-            let (Some(Value::I64(min)), Some(Value::I64(max))) = (&zone.min, &zone.max) else { return None };
-            (lo, hi) = (lo.min(*min), hi.max(*max));
-        }
+            self.table.index().span(tupdesc, attribute as i16 + 1, kind)?
+        };
+        let (mut lo, mut hi) = ends.map_or((i64::MAX, i64::MIN), |(lo, hi)| (narrow(lo), narrow(hi)));
         for (leaf, test) in &self.known {
             if leaf.attnum as usize == attribute + 1
                 && let Some((from, to)) = test.span()
             {
-                let narrow = |v: i128| v.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
                 (lo, hi) = (lo.max(narrow(from)), hi.min(narrow(to)));
             }
         }
@@ -194,6 +198,7 @@ impl Planned {
             (*path).path.rows = rows;
             (*path).path.startup_cost = rel.baserestrictcost.startup + output.startup;
             (*path).path.total_cost = (*path).path.startup_cost + cost + output.per_tuple * rows;
+            compat::mind_enable_seqscan(&raw mut (*path).path);
             path
         }
     }
@@ -237,7 +242,7 @@ impl Planned {
 
 /// Whether the file is here: planning does not fetch.
 fn is_local(fragment: &TableFragment) -> bool {
-    fragment_path(&fragments::store(), &fragment.row.hash).exists()
+    fragment.is_local()
 }
 
 /// The number of columns that are needed; None if there are system columns that a virtual slot does not have.
@@ -461,13 +466,22 @@ unsafe fn add_lookup(
     // SAFETY: the arguments are the planner's.
     unsafe {
         let whole_key = (*index).unique && matched == keys.len();
+        let index_of_table = planned.table.index();
+        let attnums: Vec<i16> = keys[..matched].iter().map(|k| k.attnum).collect();
+        let mapped = whole_key && index_of_table.maps_key(&attnums);
         let sorted = is_sorted_by(&planned.table, &keys[..matched]);
         if !whole_key && !sorted {
             return;
         }
-        // In the order of the key, few of many fragments are asked.
+        // In the order of the key, or with its pages in the index, few of many fragments are asked.
         let fragments = planned.table.list.len() as f64;
-        let asked = if sorted { fragments.min(2.0 + fragments.log2()) } else { fragments };
+        let asked = if mapped {
+            fragments.min(2.0 + index_of_table.segments() as f64)
+        } else if sorted {
+            fragments.min(2.0 + fragments.log2())
+        } else {
+            fragments
+        };
         let rel = &*planned.rel;
         let parameters = pg_sys::get_baserel_parampathinfo(root, planned.rel, outer);
         let mut in_plan = planned_leaves(root, planned.rel, parameters);
@@ -488,16 +502,28 @@ unsafe fn add_lookup(
             + found * (LOOKUP_ROW_COST + pg_sys::cpu_tuple_cost * planned.columns + rel.baserestrictcost.per_tuple)
             + rows * output.per_tuple
             + if planned.delta_pages > 1.0 { pg_sys::random_page_cost * 0.1 } else { pg_sys::seq_page_cost * 0.1 };
+        if ssi::serializable() {
+            // A look-up locks what it finds, a scan the whole table, and with it whoever writes there.
+            (*path).path.total_cost =
+                (*path).path.startup_cost + SERIALIZABLE_SHARE * ((*path).path.total_cost - (*path).path.startup_cost);
+        }
         pg_sys::add_path(planned.rel, path.cast());
     }
 }
 
-/// Whether these columns are the first of the sort key of the fragments (as the first one that is here has it).
+/// Whether these columns are the first of the sort key of the fragments (as the newest has it that the index knows; without an
+/// index, the first one that is here).
 fn is_sorted_by(table: &TableFragments, keys: &[KeyColumn]) -> bool {
+    let is_prefix = |sort_key: &[i16]| {
+        keys.len() <= sort_key.len() && sort_key[..keys.len()].iter().all(|a| keys.iter().any(|k| k.attnum == *a))
+    };
+    if let Some(sort_key) = table.index().sort_key() {
+        return is_prefix(sort_key);
+    }
     let Some(tf) = table.list.iter().find(|f| is_local(f)) else { return false };
     let file = tf.open();
-    let columns: Option<Vec<usize>> = keys.iter().map(|k| file.schema().by_attnum(k.attnum)).collect();
-    columns.is_some_and(|c| file.schema().is_sort_prefix(&c))
+    let schema = file.schema();
+    is_prefix(&schema.sort_key.iter().map(|c| schema.columns[*c].attnum).collect::<Vec<_>>())
 }
 
 #[pg_guard]

@@ -81,6 +81,11 @@ impl Rows {
         self.batch.take()
     }
 
+    /// The rows of the batch that were not handed out yet.
+    pub fn left(&self) -> usize {
+        self.batch.as_ref().map_or(0, |b| b.selection.len() - (self.start + self.next).min(b.selection.len()))
+    }
+
     /// Whether the rows of the batch must be checked against all clauses.
     pub fn recheck(&self) -> bool {
         self.batch.as_ref().is_some_and(|b| b.recheck)

@@ -7,6 +7,8 @@
 //! Every test is exact: it holds for a row if and only if the SQL condition is true for it. A null satisfies only IS NULL.
 
 use std::collections::HashSet;
+use strata_fragment::segment::bytes_key;
+pub use strata_fragment::segment::float_key;
 use strata_fragment::{Column, ColumnData, Dictionary, Value, Zone};
 
 /// A condition on one column.
@@ -35,17 +37,6 @@ pub enum Verdict {
     All,
     /// The rows must be looked at.
     Some,
-}
-
-/// An integer that sorts as PostgreSQL sorts floats.
-#[inline]
-pub fn float_key(v: f64) -> i64 {
-    if v.is_nan() {
-        return i64::MAX;
-    }
-    // Adding zero makes minus zero plus zero.
-    let bits = (v + 0.0).to_bits() as i64;
-    if bits < 0 { i64::MIN.wrapping_sub(bits) } else { bits }
 }
 
 /// The integer by which a value is compared.
@@ -80,6 +71,21 @@ impl Test {
             Self::Range { lo, hi, negate: false } => Some((*lo, *hi)),
             Self::Among(set) => Some((*set.first()?, *set.last()?)),
             _ => None,
+        }
+    }
+
+    /// Between which order keys (`strata_fragment::segment::order_key`) a value must be to satisfy the test, if it says so.
+    pub fn between(&self) -> Option<(i128, i128)> {
+        match self {
+            Self::Bytes { lo, hi, negate: false } => {
+                let key = |bound: &Option<(Vec<u8>, bool)>, none| bound.as_ref().map_or(none, |(b, _)| bytes_key(b));
+                Some((key(lo, i128::MIN), key(hi, i128::MAX)))
+            }
+            Self::AmongBytes(set) => {
+                let keys = || set.iter().map(|b| bytes_key(b));
+                Some((keys().min()?, keys().max()?))
+            }
+            other => other.span(),
         }
     }
 

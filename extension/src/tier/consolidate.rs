@@ -14,7 +14,7 @@
 //!
 //! **Row ids stay.** A row that is written again keeps its row id: the row ids of such a fragment are a bitmap beside it
 //! (`strata.fragment.row_ids`), position and row id are rank and select in it. Only neighbours are merged, so the row ids of
-//! one fragment still lie before those of the next. Index entries of fragment rows (of indexes that have any) stay valid; entries of rows
+//! one fragment still lie before those of the next. The fragment index leads to row ids, so only its directories change (`index`). Index entries of fragment rows (of indexes that have any) stay valid; entries of rows
 //! that are no more lead nowhere.
 //!
 //! **Snapshots.** Only rows that no snapshot sees are left out, and only rows that every snapshot sees leave the delta store. So
@@ -94,6 +94,7 @@ pub fn consolidate(relid: Oid) -> Report {
         let heap_bytes = compat::total_relation_size(relid).max(0) as u64;
         let changed = written.as_ref().is_some_and(|w| !w.groups.is_empty() || !w.folded.is_empty());
         let file = compat::filenode(rel.0);
+        let keys = super::index::keys_of(rel.0);
         let prepared = absorbs.then(|| prepare(rel.0, &mut absorbed, written.as_ref(), table.as_ref(), heap_bytes));
         let mut traces = written.as_ref().map_or_else(Traces::default, |w| w.traces);
         if absorbs {
@@ -109,6 +110,7 @@ pub fn consolidate(relid: Oid) -> Report {
                 None => {
                     if let (Some(table), Some(written)) = (&table, &written) {
                         replace(relid, file, table, written, true);
+                        super::index::settle(relid, file, &keys);
                     }
                 }
             }
@@ -251,7 +253,7 @@ unsafe fn prepare(
             replace(relid, file, table, written, false);
         }
         writer::record(relid, file, &mut absorbed.finished, heap_bytes);
-        CommandCounterIncrement();
+        super::index::settle(relid, file, &super::index::keys_of(rel));
         let _stand_in = fragments::StandIn::new(transient, relid);
         let rows = fragments::of(new.0).map_or(0, |t| t.rows() - t.folded.len());
         Prepared { transient, indexes: swap::build_indexes(rel, new.0, |index| !index::is_plain(index)), rows }

@@ -153,6 +153,10 @@ unsafe fn everybody_sees(tuple: &mut HeapTupleData, horizon: TransactionId, buff
 /// Gets ACCESS EXCLUSIVE without making others wait long: first whenever it is free, then in queued attempts that give up
 /// after a while and leave a pause in which those who waited behind them go on.
 ///
+/// A worker in the background gives up as soon as somebody waits for the lock that it has: that may be who has a lock on the table
+/// and wants more, and nobody is to fail for what the server does by itself. (Autovacuum is cancelled for this.) So an attempt
+/// of its ends before deadlocks are looked for.
+///
 /// # Safety
 /// `relid` exists.
 pub unsafe fn lock_for_swap(relid: Oid) {
@@ -160,29 +164,41 @@ pub unsafe fn lock_for_swap(relid: Oid) {
     let seconds = guc::SWAP_TIMEOUT.get() as u64;
     let end = Instant::now() + Duration::from_secs(seconds);
     let free_attempts = Instant::now() + Duration::from_secs(2);
-    // SAFETY: lock-manager calls on an existing relation.
+    // SAFETY: lock-manager calls on an existing relation that is locked.
     unsafe {
-        while Instant::now() < free_attempts.min(end) {
+        let background = MyBackendType == BackendType::B_BG_WORKER;
+        let longest = if background { (DeadlockTimeout.max(4) / 4) as u64 } else { 1000 };
+        let yield_to_others = || {
             pgrx::check_for_interrupts!();
+            if background {
+                let rel = OpenRelation::open(relid, NoLock);
+                if LockHasWaitersRelation(rel.0, ShareUpdateExclusiveLock as i32) {
+                    StrataError::SwapTimeout { relid, seconds: 0 }.raise();
+                }
+            }
+        };
+        while Instant::now() < free_attempts.min(end) {
+            yield_to_others();
             if ConditionalLockRelationOid(relid, AccessExclusiveLock as i32) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let mut patience = 50;
+        let mut patience = longest.min(50);
         while Instant::now() < end {
+            yield_to_others();
             if compat::lock_with_timeout(relid, AccessExclusiveLock as i32, patience) {
                 return;
             }
             let pause = Instant::now() + Duration::from_millis(10 * patience);
             while Instant::now() < pause {
-                pgrx::check_for_interrupts!();
+                yield_to_others();
                 if ConditionalLockRelationOid(relid, AccessExclusiveLock as i32) {
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            patience = (patience * 2).min(1000);
+            patience = (patience * 2).min(longest);
         }
     }
     StrataError::SwapTimeout { relid, seconds }.raise()

@@ -115,6 +115,22 @@ fn sweep_catalog(by_hand: bool) {
          WHERE f.relid OPERATOR(pg_catalog.=) d.relid AND d.row_id OPERATOR(pg_catalog.>=) f.first_row_id)",
         &[],
     );
+    if crate::pg::segment_rows::is_there() {
+        catalog::execute(
+            "WITH gone AS (DELETE FROM strata.segment AS s WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c \
+                 WHERE c.oid OPERATOR(pg_catalog.=) s.relid AND c.relfilenode OPERATOR(pg_catalog.=) s.filenode) RETURNING s.segment_id) \
+             DELETE FROM strata.segment_page AS p USING gone WHERE p.segment_id OPERATOR(pg_catalog.=) gone.segment_id",
+            &[],
+        );
+        if by_hand {
+            // Where somebody removed a segment by hand. Else pages go with their segment.
+            catalog::execute(
+                "DELETE FROM strata.segment_page AS p WHERE NOT EXISTS (SELECT FROM strata.segment AS s \
+                     WHERE s.segment_id OPERATOR(pg_catalog.=) p.segment_id)",
+                &[],
+            );
+        }
+    }
 }
 
 fn entries(directory: &Path) -> Vec<std::path::PathBuf> {

@@ -109,8 +109,9 @@ unsafe fn record(rel: Relation, transient: Oid, copied: &mut Copied, heap_bytes:
     unsafe {
         let relid = (*rel).rd_id;
         let new = OpenRelation::open(transient, AccessExclusiveLock);
-        let rows = writer::record(relid, compat::filenode(new.0), &mut copied.finished, heap_bytes);
-        CommandCounterIncrement();
+        let file = compat::filenode(new.0);
+        let rows = writer::record(relid, file, &mut copied.finished, heap_bytes);
+        super::index::settle(relid, file, &super::index::keys_of(rel));
         let _stand_in = fragments::StandIn::new(transient, relid);
         (rows, swap::build_indexes(rel, new.0, |index| !index::is_plain(index)))
     }

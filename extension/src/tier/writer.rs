@@ -373,6 +373,7 @@ pub unsafe fn fold_new_file(rel: Relation, table: Oid) {
             let mut traces = Traces::default();
             traces.lose_all();
             traces.tell(owner.0);
+            super::index::settle(table, compat::filenode(rel), &super::index::keys_of(owner.0));
             heap_truncate_one_rel(rel);
             CommandCounterIncrement();
             crate::am::analyze::add_page(rel);

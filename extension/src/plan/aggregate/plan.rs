@@ -348,6 +348,10 @@ unsafe fn fragments_path(
         let values = (*scan).path.rows * VALUE_COST * items::<pg_sys::Node>((*target).exprs).len() as f64;
         (*path).path.startup_cost = (*scan).path.total_cost + values;
         (*path).path.total_cost = (*path).path.startup_cost + (*path).path.rows * pg_sys::cpu_tuple_cost;
+        #[cfg(feature = "pg18")]
+        {
+            (*path).path.disabled_nodes = (*scan).path.disabled_nodes;
+        }
         (*path).custom_paths = from_items([scan]);
         (*path).methods = &raw const PATH_METHODS.0;
         path.cast()

@@ -168,10 +168,11 @@ impl Run<'_> {
         let size = tables::warm_bytes(&mut self.c, &warm, self.cluster.store())?;
         let rate = rows as f64 / moved.cpu.as_secs_f64();
         self.screen.say(&format!(
-            "{}: {rows} rows; heap {}, warm {} (1/{:.1}), DuckDB without key {}; moved in {} of CPU, {} of wall time",
+            "{}: {rows} rows; heap {}, warm {} ({} of it the fragment index; 1/{:.1}), DuckDB without key {}; moved in {} of CPU, {} of wall time",
             table.name,
             bytes(heap),
             bytes(size),
+            bytes(tables::index_bytes(&mut self.c, &warm)?),
             heap as f64 / size as f64,
             bytes(in_duck),
             time(moved.cpu),
@@ -295,6 +296,9 @@ impl Run<'_> {
     }
 
     /// A query that needs one fragment, as there are more and more of them.
+    ///
+    /// Keys in the order of the fragments are told apart by bounds, and the cost shall stay the same. For random keys (the uuid) one
+    /// page of each segment is asked, and segments grow with the logarithm of the number of fragments.
     fn fragments(&mut self) -> Result<()> {
         self.screen.chapter("Pruned queries as fragments grow: microseconds of CPU (wall)");
         const EACH: usize = 100;
@@ -304,8 +308,11 @@ impl Run<'_> {
             // Each a transaction of its own: a move takes rows that every snapshot sees.
             for sql in [
                 "DROP TABLE IF EXISTS grown".to_owned(),
-                "CREATE TABLE grown (id bigint PRIMARY KEY, v int, note text)".to_owned(),
-                format!("INSERT INTO grown SELECT i, i % 1000, 'note ' || i FROM generate_series(1, {}) i", n * EACH),
+                "CREATE TABLE grown (id bigint PRIMARY KEY, v int, note text, uid uuid UNIQUE)".to_owned(),
+                format!(
+                    "INSERT INTO grown SELECT i, i % 1000, 'note ' || i, md5(i::text)::uuid FROM generate_series(1, {}) i",
+                    n * EACH
+                ),
                 format!("SET strata.fragment_rows = {EACH}"),
                 "SELECT strata.to_warm('grown')".to_owned(),
                 "RESET strata.fragment_rows".to_owned(),
@@ -329,11 +336,12 @@ impl Run<'_> {
                     "narrow range",
                     format!("SELECT count(*), max(v) FROM grown WHERE id BETWEEN {middle} AND {}", middle + 50),
                 ),
+                ("row by random key", format!("SELECT * FROM grown WHERE uid = md5('{middle}')::uuid")),
             ] {
                 let rows = twin::rows(&mut self.c, &sql)?;
                 anyhow::ensure!(
                     rows.len() == 1
-                        && rows[0][0] == Some(if name == "row by key" { middle.to_string() } else { "51".into() }),
+                        && rows[0][0] == Some(if name == "narrow range" { "51".into() } else { middle.to_string() }),
                     "{sql} answers {rows:?}"
                 );
                 let statement = self.c.prepare(&sql)?;
@@ -349,13 +357,28 @@ impl Run<'_> {
                 line.push(format!("{} ({})", number(cost.ms() * 1000.0), number(cost.wall.as_secs_f64() * 1e6)));
                 known.entry(name).or_default().push(cost.ms());
             }
+            let (segments, asked) = self.probes(&format!("SELECT * FROM grown WHERE uid = md5('{middle}')::uuid"))?;
+            let index = tables::index_bytes(&mut self.c, "grown")?;
+            line.push(format!("{segments} ({asked})"));
+            line.push(format!("{} ({})", bytes(index), number(index as f64 / (n * EACH) as f64)));
+            known.entry("segments").or_default().push(segments);
             lines.push(line);
         }
-        self.screen.table(&["fragments", "row by key", "narrow range"], &lines);
+        self.screen.table(
+            &[
+                "fragments",
+                "row by key",
+                "narrow range",
+                "row by random key",
+                "segments probed (fragments)",
+                "index (bytes a row)",
+            ],
+            &lines,
+        );
+        let (from, to) = (self.scale.fragments[0], self.scale.fragments[self.scale.fragments.len() - 1]);
         for name in ["row by key", "narrow range"] {
             let costs = known.remove(name).unwrap_or_default();
             if let (Some(first), Some(last)) = (costs.first(), costs.last()) {
-                let (from, to) = (self.scale.fragments[0], self.scale.fragments[self.scale.fragments.len() - 1]);
                 self.goals.at_most(
                     &format!("{name}, {from} to {to} fragments"),
                     last / first,
@@ -364,7 +387,27 @@ impl Run<'_> {
                 );
             }
         }
+        let segments = known.remove("segments").unwrap_or_default();
+        if let Some(last) = segments.last() {
+            let most = 3.0 * ((to as f64).log(4.0).floor() + 1.0);
+            self.goals.at_most(
+                &format!("segments probed for a random key among {to} fragments"),
+                *last,
+                most,
+                "segments",
+            );
+        }
         Ok(())
+    }
+
+    /// The segments and the fragments that a look-up asks.
+    fn probes(&mut self, sql: &str) -> Result<(f64, f64)> {
+        let plan = twin::rows(&mut self.c, &format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}"))?;
+        let figure = |name: &str| -> Result<f64> {
+            let line = plan.iter().filter_map(|r| r[0].as_deref()).find_map(|l| l.trim().strip_prefix(name));
+            Ok(line.with_context(|| format!("{name} in {plan:?}"))?.trim().parse()?)
+        };
+        Ok((figure("Segments Probed:")?, figure("Fragments Probed:")?))
     }
 }
 

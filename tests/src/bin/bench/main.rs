@@ -1,10 +1,12 @@
-//! `make bench`: `strata-bench goals [--smoke] [--out DIR] [--only PART,…]`, `strata-bench warm` and `strata-bench backup`. Ratios between columns
+//! `make bench`: `strata-bench goals [--smoke] [--out DIR] [--only PART,…]`, `strata-bench warm`, `strata-bench prefetch` and
+//! `strata-bench backup`. Ratios between columns
 //! of one run, not seconds.
 
 mod backup;
 mod duck;
 mod goals;
 mod meter;
+mod prefetch;
 mod tables;
 mod verdict;
 mod warm;
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let done = match arguments.next().as_deref() {
         Some("warm") => warm::run(&mut screen).map(|()| true),
+        Some("prefetch") => prefetch::run(&mut screen),
         Some("backup") => backup::run(&mut screen).map(|()| true),
         Some("goals") => run_goals(&mut screen, arguments),
         other => usage(other),
@@ -52,5 +55,5 @@ fn run_goals(screen: &mut Screen, mut arguments: impl Iterator<Item = String>) -
 }
 
 fn usage(given: Option<&str>) -> Result<bool> {
-    bail!("\"{}\" is no benchmark; there are goals, warm and backup", given.unwrap_or(""))
+    bail!("\"{}\" is no benchmark; there are goals, warm, prefetch and backup", given.unwrap_or(""))
 }

@@ -161,5 +161,13 @@ pub fn warm_bytes(c: &mut Client, name: &str, store: &Path) -> Result<u64> {
     );
     let fragments = u64::try_from(c.query_one(&sql, &[])?.get::<_, i64>(0))?;
     anyhow::ensure!(fragments <= process::tree_bytes(store), "{name} has more bytes of fragments than the store");
-    Ok(pages(c, name)? + fragments)
+    Ok(pages(c, name)? + fragments + index_bytes(c, name)?)
+}
+
+/// The bytes of a table's, or its partitions', fragment index.
+pub fn index_bytes(c: &mut Client, name: &str) -> Result<u64> {
+    let sql = format!(
+        "SELECT coalesce(sum(directory_bytes + page_bytes), 0)::bigint FROM strata.segments WHERE \"table\" IN (SELECT relid FROM pg_partition_tree('{name}'))"
+    );
+    Ok(u64::try_from(c.query_one(&sql, &[])?.get::<_, i64>(0))?)
 }
