@@ -76,24 +76,27 @@ pub fn count(f: impl FnOnce(&mut Counters)) {
     COUNTERS.set(counters);
 }
 
-/// Pages in memory, by segment and number, each with when it was last asked for. A page never changes and its segment's number is never
+/// A segment and the number of one of its pages.
+type PageKey = (i64, u32);
+
+/// Pages in memory, each with when it was last asked for. A page never changes and its segment's number is never
 /// used again, so nothing has to be forgotten.
 #[derive(Default)]
 struct Pages {
-    pages: HashMap<(i64, u32), (u64, Rc<Vec<u8>>)>,
+    pages: HashMap<PageKey, (u64, Rc<Vec<u8>>)>,
     bytes: usize,
     clock: u64,
 }
 
 impl Pages {
-    fn get(&mut self, key: (i64, u32)) -> Option<Rc<Vec<u8>>> {
+    fn get(&mut self, key: PageKey) -> Option<Rc<Vec<u8>>> {
         self.clock += 1;
         let entry = self.pages.get_mut(&key)?;
         entry.0 = self.clock;
         Some(Rc::clone(&entry.1))
     }
 
-    fn put(&mut self, key: (i64, u32), page: Rc<Vec<u8>>) {
+    fn put(&mut self, key: PageKey, page: Rc<Vec<u8>>) {
         self.clock += 1;
         self.bytes += page.len();
         self.pages.insert(key, (self.clock, page));

@@ -379,6 +379,7 @@ pub(crate) fn decimals(
 mod tests {
     use super::*;
 
+    #[allow(clippy::useless_conversion, reason = "one of the four widths is u64 itself")]
     fn words(w: &Words) -> Vec<u64> {
         with_words!(w, w => w.iter().map(|x| u64::from(*x)).collect())
     }
