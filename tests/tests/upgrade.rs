@@ -9,9 +9,21 @@ use std::process::Command;
 use strata_tests::process::{as_server, run};
 use strata_tests::{Cluster, Options, checks, process, twin};
 
+/// The installed script of the extension. Two servers that have the same one have the same build, or one that fits.
+fn script(sharedir: &Path) -> Option<Vec<u8>> {
+    let folder = std::fs::read_dir(sharedir.join("extension")).ok()?;
+    let of_strata = |name: &str| name.starts_with("strata--") && name.ends_with(".sql");
+    let script = folder.flatten().find(|e| e.file_name().to_str().is_some_and(of_strata))?;
+    std::fs::read(script.path()).ok()
+}
+
 /// The newer versions that are beside the one under test, oldest first: major and the directory of programs.
 fn newer(than: u32) -> Vec<(u32, PathBuf)> {
     let mut found = Vec::new();
+    let own = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".into());
+    let own = String::from_utf8(run(Command::new(own).arg("--sharedir")).unwrap().stdout).unwrap();
+    let own = script(Path::new(own.trim()));
+    assert!(own.is_some(), "the extension is not installed in the server under test");
     for major in than + 1..=18 {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/tree");
         let where_is = Command::new(tree).args(["--where", &major.to_string()]).output().unwrap();
@@ -28,6 +40,10 @@ fn newer(than: u32) -> Vec<(u32, PathBuf)> {
         if !said("pkglibdir").join("strata.so").exists() || !said("sharedir").join("extension/strata.control").exists()
         {
             println!("SKIPPED: pg_upgrade to {major}: Strata is not installed there (make install PG={major})");
+            continue;
+        }
+        if script(&said("sharedir")) != own {
+            println!("SKIPPED: pg_upgrade to {major}: Strata there is of another build (make install PG={major})");
             continue;
         }
         found.push((major, said("bindir")));
