@@ -347,6 +347,8 @@ impl Fragment {
         };
         chunk.1.set(chunk.1.get() + 1);
         if chunk.1.get() > if chunk.0.is_plain_text() { SINGLE_TEXTS } else { SINGLE_VALUES } {
+            // Where there is no room to keep it decoded, it is decoded again only after as many single values again.
+            chunk.1.set(0);
             return Ok(self.column(block, col)?.value(row_in_block as usize));
         }
         chunk.0.value(row_in_block).map_err(|e| self.damaged_chunk(block, col, &e))
