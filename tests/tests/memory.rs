@@ -346,10 +346,15 @@ fn one_backend_keeps_within_the_budget_whatever_it_reads() {
 
     // The limit is one that other settings would not keep to: with room for all of it, all of it is kept.
     budget(&mut c, "256MB");
-    for _ in 0..2 {
+    // A fragment is read whole by the second statement that comes for it; one that was written meanwhile begins anew.
+    let mut kept = 0;
+    for _ in 0..6 {
         c.batch_execute(&queries[1].replace("{w}", "w")).unwrap();
+        kept = mine(&mut c, "kept_bytes");
+        if kept >= bytes * 9 / 10 {
+            break;
+        }
     }
-    let kept = mine(&mut c, "kept_bytes");
     assert!(kept >= bytes * 9 / 10, "{kept} bytes are kept of {bytes}");
     let id = pid(&mut c);
     assert!(status(id, "RssAnon") > small + bytes / 2, "and the kernel sees them");

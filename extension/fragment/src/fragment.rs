@@ -148,8 +148,8 @@ impl Fragment {
         }
     }
 
-    /// Reads all pieces that are not kept, in the order of the file, and keeps them; stops when there is no more room. What cannot
-    /// be read is left out: whoever asks for it gets the error.
+    /// Reads all pieces that are not kept, in the order of the file, and keeps them; stops when there is no more room, and is tried
+    /// again by the next statement. What cannot be read is left out: whoever asks for it gets the error.
     fn load(&self) {
         for col in 0..self.footer.columns.len() {
             for block in 0..self.blocks.len() {
@@ -159,6 +159,7 @@ impl Fragment {
                 let Ok(chunk) = self.read_chunk(block, col) else { continue };
                 let item = Item::Chunk(Rc::new((chunk, Cell::new(0))));
                 if !self.keep(Key::Chunk(block, col), item, |bytes| memory::take(bytes, Access::Loaded), false) {
+                    self.whole.set(false);
                     return;
                 }
             }
