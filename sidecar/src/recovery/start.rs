@@ -11,8 +11,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const POLL: Duration = Duration::from_millis(20);
+const ENDED: &str = "the recovered server ended before it was open";
 /// How much of the server's log is read for an error.
 const LOG_TAIL: u64 = 64 << 10;
+/// How long the server's log collector, which outlives the server, may take to write the server's last words.
+const LOG_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where the server's messages of the recovery go.
 pub fn log_path(data: &Path) -> PathBuf {
@@ -30,7 +33,7 @@ pub async fn start(place: &NewPlace, options: &[String]) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    Err(failed(place, "pg_ctl could not start the server"))
+    Err(failed(place, "pg_ctl could not start the server").await)
 }
 
 fn command(pg_ctl: &Path, data: &Path, log: &Path, options: &[String]) -> Command {
@@ -62,10 +65,10 @@ pub async fn wait(place: &NewPlace, progress: &Progress) -> Result<()> {
     let mut patience = Duration::from_secs(10);
     loop {
         match PidFile::read(&pid_file) {
-            Some(file) if !file.alive => return Err(failed(place, "the recovered server ended before it was open")),
+            Some(file) if !file.alive => return Err(failed(place, ENDED).await),
             Some(file) if file.ready => return Ok(()),
             Some(_) => patience = Duration::from_secs(1),
-            None if patience.is_zero() => return Err(failed(place, "the recovered server ended before it was open")),
+            None if patience.is_zero() => return Err(failed(place, ENDED).await),
             None => patience = patience.saturating_sub(POLL),
         }
         tokio::time::sleep(POLL).await;
@@ -93,16 +96,17 @@ impl PidFile {
     }
 }
 
-fn failed(place: &NewPlace, message: &str) -> Error {
+async fn failed(place: &NewPlace, message: &str) -> Error {
     let log = log_path(&place.data);
-    let mut text = tail(&log);
-    // With logging_collector, the server writes there only until the collector runs.
-    for path in collected_logs(&place.data) {
-        let collected = tail(&path);
-        // The file may be one that the old server began.
-        text.push_str(collected.rfind("starting PostgreSQL").and_then(|at| collected.get(at..)).unwrap_or(&collected));
+    let is_fatal = |line: &&str| line.contains("FATAL") || line.contains("PANIC");
+    let mut patience = LOG_PATIENCE;
+    let mut text = messages(place, &log);
+    while !text.lines().any(|line| is_fatal(&line)) && !patience.is_zero() {
+        tokio::time::sleep(POLL).await;
+        patience = patience.saturating_sub(POLL);
+        text = messages(place, &log);
     }
-    let fatal: Vec<&str> = text.lines().filter(|line| line.contains("FATAL") || line.contains("PANIC")).collect();
+    let fatal: Vec<&str> = text.lines().filter(is_fatal).collect();
     let last: Vec<&str> = text.lines().rev().take(10).collect();
     let said = match fatal.as_slice() {
         [] => last.into_iter().rev().collect::<Vec<_>>().join("\n"),
@@ -116,6 +120,18 @@ fn failed(place: &NewPlace, message: &str) -> Error {
         );
     }
     error
+}
+
+/// What the server said since it was started.
+fn messages(place: &NewPlace, log: &Path) -> String {
+    let mut text = tail(log);
+    // With logging_collector, the server writes there only until the collector runs.
+    for path in collected_logs(&place.data) {
+        let collected = tail(&path);
+        // The file may be one that the old server began.
+        text.push_str(collected.rfind("starting PostgreSQL").and_then(|at| collected.get(at..)).unwrap_or(&collected));
+    }
+    text
 }
 
 /// The files that the server's log collector writes to.
