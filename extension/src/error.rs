@@ -2,7 +2,7 @@
 
 use crate::pg::qualified_name;
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::pg_sys::{Oid, errcodes::PgSqlErrorCode as Code};
+use pgrx::pg_sys::{BlockNumber, OffsetNumber, Oid, errcodes::PgSqlErrorCode as Code};
 use strata_fragment::FragmentError;
 
 /// What can go wrong.
@@ -28,6 +28,8 @@ pub enum StrataError {
     DuplicateKey { constraint: String, detail: Option<String> },
     /// A unique index over rows that are not unique.
     CannotCreateUnique { index: String, detail: Option<String> },
+    /// A row is too large for a btree: sizes in bytes.
+    Oversized { relid: Oid, index: String, size: usize, limit: usize, at: (BlockNumber, OffsetNumber) },
     /// An argument names something unsuitable.
     WrongObject { message: String, hint: String },
     /// Privileges are missing.
@@ -144,6 +146,19 @@ impl StrataError {
             Self::CannotCreateUnique { index, detail } => {
                 (Code::ERRCODE_UNIQUE_VIOLATION, format!("could not create unique index \"{index}\""), detail, None)
             }
+            Self::Oversized { relid, index, size, limit, at } => (
+                Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                format!("index row size {size} exceeds btree version 4 maximum {limit} for index \"{index}\""),
+                Some(format!(
+                    "Index row references tuple ({},{}) in relation {}.",
+                    at.0,
+                    at.1,
+                    qualified_name(relid)
+                )),
+                Some(
+                    "Values larger than 1/3 of a buffer page cannot be indexed.\nConsider a function index of an MD5 hash of the value, or use full text indexing.".into(),
+                ),
+            ),
             Self::WrongObject { message, hint } => (Code::ERRCODE_WRONG_OBJECT_TYPE, message, None, Some(hint)),
             Self::NotOwner { relid } => (
                 Code::ERRCODE_INSUFFICIENT_PRIVILEGE,

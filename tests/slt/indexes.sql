@@ -141,3 +141,22 @@ UPDATE late SET id = id + 1, a = a - 1;
 SELECT id, a FROM late WHERE id IN (2, 51, 201) OR a IN (0, 7) ORDER BY id;
 INSERT INTO late VALUES (51, 1000, 'twice');
 RESET enable_seqscan;
+-- Rows that a btree cannot hold, in fragments too; what compression makes small enough is held.
+CREATE TABLE big (id int PRIMARY KEY, v text, w text);
+INSERT INTO big SELECT i, 'v' || i, repeat('x', 20000) || i FROM generate_series(1, 50) i;
+INSERT INTO big SELECT 51, string_agg(md5(i::text), ''), 'w' FROM generate_series(1, 100) i;
+\warm big
+CREATE INDEX big_w ON big (w);
+CREATE INDEX big_v ON big (v);
+CREATE INDEX big_wv ON big (w) INCLUDE (id, v);
+CREATE UNIQUE INDEX big_u ON big (v);
+CREATE INDEX CONCURRENTLY big_c ON big (v);
+DROP INDEX big_c;
+CREATE INDEX big_h ON big USING hash (v);
+UPDATE big SET w = w || 'y' WHERE id IN (1, 51);
+SELECT count(*), min(id) FROM big WHERE w = repeat('x', 20000) || '17';
+DELETE FROM big WHERE id = 51;
+\warm big
+CREATE INDEX big_v ON big (v);
+UPDATE big SET id = id + 100;
+SELECT id FROM big WHERE v = 'v17';

@@ -13,6 +13,8 @@
 
 #[path = "property/schema.rs"]
 mod schema;
+#[path = "property/sessions.rs"]
+mod sessions;
 #[path = "property/statements.rs"]
 mod statements;
 #[path = "property/types.rs"]
@@ -23,6 +25,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use schema::Table;
 use statements::Compare;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use strata_tests::{Cluster, Options, twin};
 
@@ -69,14 +72,23 @@ struct Twins {
     /// The model when the transaction began, and at its savepoint.
     begun: Option<Vec<Table>>,
     saved: Option<Vec<Table>>,
-    /// Statements that went through, and that failed on both sides.
-    done: usize,
-    failed: usize,
+    prepared: Vec<sessions::Prepared>,
+    counts: Counts,
 }
+
+/// By first word: statements that went through, and that failed on both sides.
+type Counts = BTreeMap<String, (usize, usize)>;
 
 impl Twins {
     fn fail(&self, what: &str) -> ! {
         panic!("seed {}: {what}\nafter:\n{};", self.seed, self.trace.join(";\n"))
+    }
+
+    fn count(&mut self, sql: &str, done: bool) -> bool {
+        let verb = sql.split_whitespace().next().unwrap_or_default().to_owned();
+        let (through, failed) = self.counts.entry(verb).or_default();
+        *(if done { through } else { failed }) += 1;
+        done
     }
 
     /// Runs a statement on both; says whether it went through.
@@ -98,8 +110,7 @@ impl Twins {
                         b.len()
                     ));
                 }
-                self.done += 1;
-                true
+                self.count(sql, true)
             }
             (Outcome::Failed(a, x), Outcome::Failed(b, y)) => {
                 let of_rows = |code: &str| code.starts_with("22") || code.starts_with("23");
@@ -109,8 +120,7 @@ impl Twins {
                 if a == "lost" || a.starts_with("XX") {
                     self.fail(&format!("{sql}\nheap: {a} {x}\nwarm: {b} {y}"));
                 }
-                self.failed += 1;
-                false
+                self.count(sql, false)
             }
             (a, b) => self.fail(&format!("{sql}\nheap: {a:?}\nwarm: {b:?}")),
         }
@@ -231,8 +241,8 @@ impl Twins {
                 self.both("ROLLBACK TO a", Compare::Bag);
                 self.tables = self.saved.clone().unwrap();
             }
+            2 if r.random_range(0..3) == 0 => self.two_phase(r),
             2..=4 => {
-                self.begun.as_ref().unwrap();
                 if self.both("COMMIT", Compare::Changes) {
                     self.begun = None;
                 } else {
@@ -252,7 +262,11 @@ impl Twins {
     fn any_step(&mut self, r: &mut StdRng) {
         let t = self.tables[r.random_range(0..self.tables.len())].clone();
         let u = self.tables[r.random_range(0..self.tables.len())].clone();
-        match r.random_range(0..100) {
+        match r.random_range(0..118) {
+            100..=104 => self.cursor(r, &t),
+            105..=109 => self.prepared(r, &t),
+            110..=112 => self.copy(r, &t),
+            113..=117 => self.as_reader(r, &t, &u),
             0..=34 => {
                 let (sql, compare) = statements::change(r, &t);
                 self.step(&sql, compare);
@@ -293,8 +307,8 @@ fn database(cluster: &Cluster, method: &str) {
         .unwrap();
 }
 
-/// Runs one seed; gives the numbers of statements that went through, and that failed on both sides.
-fn seed(cluster: &Cluster, seed: u64) -> (usize, usize) {
+/// Runs one seed; counts its statements.
+fn seed(cluster: &Cluster, seed: u64, counts: Counts) -> Counts {
     let mut r = StdRng::seed_from_u64(seed);
     let connect = |method: &str| {
         let mut c = cluster.connect_to(method).unwrap();
@@ -302,9 +316,18 @@ fn seed(cluster: &Cluster, seed: u64) -> (usize, usize) {
         c
     };
     let (heap, warm) = (connect("heap"), connect("warm"));
-    let mut twins =
-        Twins { seed, heap, warm, trace: Vec::new(), tables: Vec::new(), begun: None, saved: None, done: 0, failed: 0 };
-    for prelude in [types::PRELUDE, Table::PRELUDE] {
+    let mut twins = Twins {
+        seed,
+        heap,
+        warm,
+        trace: Vec::new(),
+        tables: Vec::new(),
+        begun: None,
+        saved: None,
+        prepared: Vec::new(),
+        counts,
+    };
+    for prelude in [sessions::PRELUDE, types::PRELUDE, Table::PRELUDE] {
         assert!(twins.both(prelude, Compare::Bag), "{prelude}");
     }
     for i in 0..r.random_range(1..3) {
@@ -321,6 +344,20 @@ fn seed(cluster: &Cluster, seed: u64) -> (usize, usize) {
                 twins.warm_only(&format!("SELECT strata.consolidate('{}')", table.leaves[0]));
             }
         }
+        if r.random_range(0..4) == 0 {
+            twins.secure(&mut r, &table);
+        }
+        if !table.key.is_empty() && r.random_range(0..3) == 0 {
+            let (child, made) = sessions::child(&mut r, &table);
+            for sql in made {
+                assert!(twins.both(&sql, Compare::Bag), "{sql}");
+            }
+            for _ in 0..2 {
+                let sql = sessions::adopt(&mut r, &table, &child);
+                twins.both(&sql, Compare::Changes);
+            }
+            twins.tables.push(child);
+        }
         twins.tables.push(table);
     }
     for i in 0..STEPS {
@@ -334,7 +371,7 @@ fn seed(cluster: &Cluster, seed: u64) -> (usize, usize) {
         twins.tables = twins.begun.take().unwrap();
     }
     twins.compare_tables();
-    (twins.done, twins.failed)
+    twins.counts
 }
 
 #[test]
@@ -351,13 +388,18 @@ fn random_schemas_data_and_statements_are_the_same_on_both() {
         .set("max_locks_per_transaction", "256")
         .set("fsync", "off");
     let cluster = Cluster::with(options).unwrap();
+    cluster.connect().unwrap().batch_execute("CREATE ROLE property_reader").unwrap();
     database(&cluster, "heap");
     database(&cluster, "warm");
     let end = Instant::now() + Duration::from_secs(seconds);
-    let (mut seeds, mut done, mut failed) = (0, 0, 0);
+    let (mut seeds, mut counts) = (0, Counts::new());
     while seeds < most && (seeds == 0 || Instant::now() < end) {
-        let (d, f) = seed(&cluster, first + seeds);
-        (seeds, done, failed) = (seeds + 1, done + d, failed + f);
+        counts = seed(&cluster, first + seeds, counts);
+        seeds += 1;
+    }
+    let (done, failed) = counts.values().fold((0, 0), |(a, b), (done, failed)| (a + done, b + failed));
+    for (verb, (done, failed)) in &counts {
+        println!("{verb:12} {done:8} {failed:8}");
     }
     println!(
         "seeds {first} to {}: {done} statements went through on both sides, {failed} failed on both",

@@ -404,3 +404,74 @@ fn a_limit_slows_moves_down_and_nobody_else() {
     twin::assert_same(&mut c, "t", "twin").unwrap();
     checks::store_is_exact(&cluster).unwrap();
 }
+
+/// Changes of every kind that are in progress while a table moves, and are then taken back or kept.
+#[test]
+fn what_is_in_progress_while_a_table_moves_is_neither_lost_nor_kept() {
+    let cluster = Cluster::with(Options::new().set("autovacuum", "off").set("strata.snapshot_wait", "0")).unwrap();
+    std::thread::scope(|scope| {
+        for (number, (setup, sql)) in [
+            ("", "SELECT strata.to_warm('TABLE')"),
+            (
+                "SELECT strata.to_warm('TABLE'); UPDATE TABLE SET v = v || '.' WHERE id <= 300",
+                "SELECT strata.consolidate('TABLE')",
+            ),
+            (
+                "SELECT strata.to_warm('TABLE'); UPDATE TABLE SET v = v || '.' WHERE id <= 300",
+                "SELECT strata.to_hot('TABLE')",
+            ),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for end in ["ROLLBACK", "COMMIT"] {
+                let cluster = &cluster;
+                let table = format!("m{number}_{}", end.to_lowercase());
+                let sql = sql.replace("TABLE", &table);
+                let setup = setup.replace("TABLE", &table);
+                scope.spawn(move || {
+                    let mut c = cluster.connect().unwrap();
+                    let make = format!("CREATE TABLE {table} (id int PRIMARY KEY, k int, v text); CREATE INDEX ON {table} (k);
+                        INSERT INTO {table} SELECT i, i % 50, 'v' || i FROM generate_series(1, 1000) i");
+                    c.batch_execute(&make).unwrap();
+                    let all: Vec<String> = setup.split(';').map(str::to_owned).collect();
+                    all.iter().for_each(|sql| c.batch_execute(sql).unwrap());
+                    c.batch_execute(&format!("CREATE TABLE {table}_twin AS TABLE {table}; ALTER TABLE {table}_twin ADD PRIMARY KEY (id)")).unwrap();
+                    let mut open = cluster.connect().unwrap();
+                    open.batch_execute("BEGIN").unwrap();
+                    for name in [table.clone(), format!("{table}_twin")] {
+                        open.batch_execute(&format!(
+                            "DELETE FROM {name} WHERE id % 10 = 1; UPDATE {name} SET k = k + 1 WHERE id % 10 = 2;
+                             UPDATE {name} SET id = id + 5000 WHERE id % 10 = 3; SELECT * FROM {name} WHERE id % 10 = 4 FOR UPDATE;
+                             SAVEPOINT s; DELETE FROM {name} WHERE id % 10 = 5; UPDATE {name} SET v = 's' WHERE id % 10 = 6; ROLLBACK TO s;
+                             UPDATE {name} SET v = 'again' WHERE id % 20 = 5; INSERT INTO {name} VALUES (7001, 1, 'new');
+                             INSERT INTO {name} SELECT i, 2, 'one' FROM generate_series(1, 100) i ON CONFLICT (id) DO UPDATE SET v = 'upsert' WHERE excluded.id % 3 = 0"
+                        ))
+                        .unwrap();
+                    }
+                    let pid: i32 = c.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+                    let moves = std::thread::spawn(move || {
+                        c.batch_execute(&sql).unwrap();
+                        c
+                    });
+                    // Everything is read, and only the exclusive lock is missing.
+                    let mut watch = cluster.connect().unwrap();
+                    wait_for("the swap", Duration::from_secs(60), || {
+                        let wait = format!("SELECT coalesce(wait_event_type, '') FROM pg_stat_activity WHERE pid = {pid}");
+                        twin::value(&mut watch, &wait).unwrap() == "Lock"
+                    })
+                    .unwrap();
+                    open.batch_execute(end).unwrap();
+                    let mut c = moves.join().unwrap();
+                    twin::assert_same(&mut c, &table, &format!("{table}_twin")).unwrap();
+                    checks::key_is_exact(&mut c, &table, "id").unwrap();
+                    let rest = format!("UPDATE {table} SET v = v || '!' WHERE id % 5 IN (0, 1, 2, 3)");
+                    for sql in [rest.clone(), rest.replace(&table, &format!("{table}_twin"))] {
+                        c.batch_execute(&sql).unwrap();
+                    }
+                    twin::assert_same(&mut c, &table, &format!("{table}_twin")).unwrap();
+                });
+            }
+        }
+    });
+}

@@ -163,7 +163,8 @@ pub unsafe fn insert_into(
     }
 }
 
-/// Calls `f` for each fragment row of `rel` that `snapshot` sees (for null, that anybody may see), stored in `slot`.
+/// Calls `f` for each fragment row of `rel` that `snapshot` sees (for null, that anybody may see), stored in `slot`: the attributes
+/// for which `needs` says so, null for the others.
 ///
 /// # Safety
 /// `rel` is open and locked; `slot` has its descriptor; `f` does not keep the slot's contents.
@@ -171,6 +172,7 @@ pub unsafe fn for_each_row(
     rel: Relation,
     snapshot: Snapshot,
     slot: *mut TupleTableSlot,
+    needs: impl Fn(i16) -> bool,
     mut f: impl FnMut(ItemPointerData),
 ) {
     // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
@@ -179,7 +181,7 @@ pub unsafe fn for_each_row(
         let deleted =
             if snapshot.is_null() { deletion::deleted_for_all(rel) } else { deletion::deleted(rel, snapshot) };
         for tf in &table.list {
-            for_each_row_of(rel, tf, &deleted, slot, &mut f);
+            for_each_row_of(rel, tf, &deleted, slot, &needs, &mut f);
         }
     }
 }
@@ -193,6 +195,7 @@ pub unsafe fn for_each_row_of(
     tf: &TableFragment,
     deleted: &RoaringTreemap,
     slot: *mut TupleTableSlot,
+    needs: &impl Fn(i16) -> bool,
     f: &mut impl FnMut(ItemPointerData),
 ) {
     // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
@@ -210,7 +213,10 @@ pub unsafe fn for_each_row_of(
         let mut nulls = vec![true; n];
         let fragment = tf.open_for(&access::ONCE);
         let mut charge = Charge::default();
-        let sources = tf.columns(&fragment, tupdesc);
+        let mut sources = tf.columns(&fragment, tupdesc);
+        for (_, source) in sources.iter_mut().enumerate().filter(|(a, _)| !needs(*a as i16 + 1)) {
+            *source = ColumnSource::Missing(Datum::null(), true);
+        }
         for (b, block) in fragment.blocks().iter().enumerate() {
             pgrx::check_for_interrupts!();
             let columns: Vec<_> = sources
@@ -298,6 +304,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
             return delta + super::analyze::live_rows(rel) as f64;
         }
         if is_built_plain(rel, index) {
+            super::oversized::refuse(rel, index, info);
             // A rebuild may ask for no check: VACUUM FULL leaves an index invalid whose unique build has failed.
             if (*info).ii_Unique && !super::unique::building_known_unique() {
                 super::unique::check_whole_table(rel, index, info);
@@ -323,17 +330,23 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
         let gone = deletion::deleted(rel, &raw mut own);
         // Rows whose deletion is not yet visible to all are indexed too, as by heap; who fetches them asks the deletion
         // vector. Others are not: an expression may fail on a row that is gone.
-        for_each_row(rel, null_mut(), slot, |mut at| {
-            MemoryContextReset((*econtext).ecxt_per_tuple_memory);
-            // Whether the row counts for uniqueness.
-            let alive = tid::row_id(&at).is_none_or(|row_id| !gone.contains(row_id));
-            rows += i64::from(alive);
-            if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {
-                return;
-            }
-            kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
-            guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
-        });
+        for_each_row(
+            rel,
+            null_mut(),
+            slot,
+            |_| true,
+            |mut at| {
+                MemoryContextReset((*econtext).ecxt_per_tuple_memory);
+                // Whether the row counts for uniqueness.
+                let alive = tid::row_id(&at).is_none_or(|row_id| !gone.contains(row_id));
+                rows += i64::from(alive);
+                if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {
+                    return;
+                }
+                kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
+                guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
+            },
+        );
         stat::returned(rel, rows);
         ExecDropSingleTupleTableSlot(slot);
         FreeExecutorState(estate);

@@ -37,6 +37,7 @@ pub mod handed;
 pub mod handler;
 pub mod index;
 pub mod modify;
+mod oversized;
 pub mod promote;
 pub mod promoter;
 pub mod replica;

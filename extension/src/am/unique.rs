@@ -128,7 +128,7 @@ unsafe fn violation(index: Relation, values: &[Datum]) -> ! {
             constraint: name_of(index),
             detail: describe(index, values).map(|d| format!("Key {d} already exists.")),
         };
-        name_index(index);
+        name_index(index, PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION);
         error.raise()
     }
 }
@@ -152,17 +152,24 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
         let sort =
             guarded(|| ext::tuplesort_begin_index_btree(rel, index, true, false, memory, std::ptr::null_mut(), 0));
         let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
-        index::for_each_row(rel, &raw mut own, slot, |mut at| {
-            FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
-            guarded(|| {
-                ext::tuplesort_putindextuplevalues(sort, index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr());
-            });
-        });
+        let form = &*(*index).rd_index;
+        let attributes = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
+        let attnums = &attributes[..form.indnkeyatts as usize];
+        index::for_each_row(
+            rel,
+            &raw mut own,
+            slot,
+            |a| attributes.contains(&a),
+            |mut at| {
+                FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+                guarded(|| {
+                    ext::tuplesort_putindextuplevalues(sort, index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr());
+                });
+            },
+        );
         guarded(|| ext::tuplesort_performsort(sort));
         guarded(|| ext::tuplesort_end(sort));
 
-        let form = &*(*index).rd_index;
-        let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
         let delta = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsBufferHeapTuple);
         let am = handler::heap();
         let snapshot = &raw mut own;
@@ -180,7 +187,7 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
                     index: name_of(index),
                     detail: description.map(|d| format!("Key {d} is duplicated.")),
                 };
-                name_index(index);
+                name_index(index, PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION);
                 error.raise();
             }
         }
@@ -191,16 +198,23 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
     }
 }
 
-/// The unique violation that is raised next names the table and the index, as the btree's does.
-unsafe fn name_index(index: Relation) {
+/// The error with this SQLSTATE that is raised next names the table and the index, as the btree's does.
+///
+/// # Safety
+/// `index` is open.
+pub unsafe fn name_index(index: Relation, code: PgSqlErrorCode) {
     // SAFETY: `index` is open.
     unsafe {
         let name = std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr());
-        name_constraint(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION as i32, (*(*index).rd_index).indrelid, name);
+        name_constraint(code as i32, (*(*index).rd_index).indrelid, name);
     }
 }
 
-unsafe fn name_of(index: Relation) -> String {
+/// The name of an index.
+///
+/// # Safety
+/// `index` is open.
+pub unsafe fn name_of(index: Relation) -> String {
     // SAFETY: `index` is open.
     unsafe { std::ffi::CStr::from_ptr((*(*index).rd_rel).relname.data.as_ptr()).to_string_lossy().into_owned() }
 }

@@ -212,6 +212,9 @@ pub struct PagesRead {
     since: XLogRecPtr,
     /// Pages that had rows which were not taken.
     left_over: RoaringBitmap,
+    /// The rows of those pages that were taken. Whether a row was cannot be seen later: a deletion that was in progress then may
+    /// have been rolled back since.
+    taken: RoaringTreemap,
     /// Pages that were read.
     blocks: BlockNumber,
     /// Who made the rows that were taken.
@@ -229,7 +232,7 @@ impl PagesRead {
             let horizon = wait_for_horizon(rel);
             let since = GetXLogInsertRecPtr();
             let blocks = RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
-            let mut left_over = RoaringBitmap::new();
+            let (mut left_over, mut taken) = (RoaringBitmap::new(), RoaringTreemap::new());
             let mut traces = Traces::default();
             let strategy = GetAccessStrategy(BufferAccessStrategyType::BAS_BULKREAD);
             let mut throttle = Throttle::begin();
@@ -247,12 +250,15 @@ impl PagesRead {
                 });
                 // The pin keeps the tuples where they are; detoasting must not happen under the page lock.
                 LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
+                if left_over.contains(block) {
+                    taken.extend(live.iter().map(|tuple| tag(&tuple.t_self)));
+                }
                 live.iter_mut().for_each(&mut take);
                 ReleaseBuffer(buffer);
                 throttle.spent(u64::from(BLCKSZ));
             }
             FreeAccessStrategy(strategy);
-            Self { horizon, since, left_over, blocks, traces }
+            Self { horizon, since, left_over, taken, blocks, traces }
         }
     }
 
@@ -283,9 +289,11 @@ impl PagesRead {
                     continue;
                 }
                 changed.pages.insert(block);
+                let whole = block < self.blocks && !self.left_over.contains(block);
                 let mut carried: Vec<(HeapTupleData, HTSV_Result::Type)> = Vec::new();
                 for_each_tuple(rel, buffer, block, |tuple| {
-                    if block < self.blocks && everybody_sees(tuple, self.horizon, buffer) {
+                    let taken = whole || self.taken.contains(tag(&tuple.t_self));
+                    if taken && everybody_sees(tuple, self.horizon, buffer) {
                         changed.still_there.insert(tag(&tuple.t_self));
                     } else {
                         carried.push((*tuple, HeapTupleSatisfiesVacuum(tuple, oldest_xmin, buffer)));

@@ -325,7 +325,7 @@ unsafe fn rewrite_sorted_by(
         let mut throttle = Throttle::begin();
         for fragment in fragments {
             let row_bytes = 1 + fragment.row.bytes / fragment.row.row_count.max(1);
-            index::for_each_row_of(rel, fragment, gone, slot, &mut |at| {
+            index::for_each_row_of(rel, fragment, gone, slot, &|_| true, &mut |at| {
                 throttle.spent(row_bytes);
                 slot_getsomeattrs_int(slot, natts);
                 let row = crate::pg::tid::row_id(&at).unwrap_or(0);

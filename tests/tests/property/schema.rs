@@ -75,7 +75,7 @@ impl Table {
         } else {
             made.push(format!("CREATE TABLE {name} ({})", definitions.join(", ")));
         }
-        let mut table = Self { name: name.to_owned(), columns, key, leaves, indexes: Vec::new(), next: 0 };
+        let mut table = Self { leaves, ..Self::of(name, columns, key) };
         for _ in 0..r.random_range(0..4) {
             made.push(table.create_index(r));
         }
@@ -83,6 +83,11 @@ impl Table {
             made.extend(table.triggers());
         }
         (table, made)
+    }
+
+    /// A table that is neither partitioned nor indexed but for its key.
+    pub fn of(name: &str, columns: Vec<Column>, key: Vec<String>) -> Self {
+        Self { name: name.to_owned(), columns, key, leaves: vec![name.to_owned()], indexes: Vec::new(), next: 0 }
     }
 
     /// Whether it is partitioned.

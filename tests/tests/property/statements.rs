@@ -15,7 +15,8 @@ pub enum Compare {
     Changes,
 }
 
-fn condition(r: &mut StdRng, t: &Table) -> String {
+/// What holds for some rows.
+pub fn condition(r: &mut StdRng, t: &Table) -> String {
     let one = |r: &mut StdRng| {
         let c = t.column(r);
         c.ty.condition(r, &c.name)
