@@ -182,6 +182,11 @@ impl Error {
         Self::new(kind, format!("could not {verb} \"{}\": {source}", path.display())).caused_by(source)
     }
 
+    /// An error of a reader of the repository, which may hold one of ours.
+    pub fn reading(path: &Path, source: std::io::Error) -> Self {
+        source.downcast::<Self>().unwrap_or_else(|source| Self::io("read", path, source))
+    }
+
     /// Damage in something that was stored.
     pub fn damaged(what: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Damaged, format!("{what} is damaged: {why}"))

@@ -148,7 +148,7 @@ impl Handler for AgentHandler {
                     "version": env!("CARGO_PKG_VERSION"),
                     "system": self.shared.config.system,
                     "member": self.shared.config.member.name,
-                    "repository": self.shared.config.repository.path,
+                    "repository": self.shared.config.repository.root(),
                     "read_only": self.shared.config.repository.read_only,
                     "store": self.shared.store,
                     "pid": std::process::id(),

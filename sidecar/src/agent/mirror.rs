@@ -15,7 +15,6 @@ use crate::postgres::server::{self, pg_lsn};
 use crate::repository::Repository;
 use crate::repository::catalog::BackupEntry;
 use crate::repository::fragments::FragmentLogEntry;
-use crate::repository::sealed;
 use crate::wal::name::WalName;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -188,7 +187,7 @@ impl News {
         }
         for path in paths {
             if !known.fragment_paths.contains(&path) {
-                let entry = sealed::read_required::<FragmentLogEntry>(&path);
+                let entry = repository.storage().read_sealed_required::<FragmentLogEntry>(&path);
                 let Some(entry) = news.sound(entry)? else { continue };
                 let row = fragment_row(repository, &entry);
                 if !known.logs.contains(&row.name) {

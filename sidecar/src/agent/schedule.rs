@@ -19,7 +19,7 @@ use crate::postgres::ServerInfo;
 use crate::progress::Progress;
 use crate::recovery::plan::PlanRequest;
 use crate::recovery::target::Target;
-use crate::repository::{Repository, fsio, sealed};
+use crate::repository::Repository;
 use crate::retention::{self, ExpireRequest};
 use crate::verify::{self, Selection};
 use jiff::Timestamp;
@@ -81,7 +81,7 @@ async fn one(shared: &Shared, kind: JobKind, times: &Times) -> Result<()> {
     let repository = shared.repository().await?;
     let path = repository.schedule_path();
     let now = Timestamp::now();
-    let mut settled: Settled = match sealed::read(&path) {
+    let mut settled: Settled = match repository.storage().read_sealed(&path) {
         Ok(settled) => settled.unwrap_or_default(),
         Err(error) if error.kind == ErrorKind::Damaged => Settled::new(),
         Err(error) => return Err(error),
@@ -113,7 +113,7 @@ async fn one(shared: &Shared, kind: JobKind, times: &Times) -> Result<()> {
         }
     }
     settled.insert(kind.as_str().to_owned(), now);
-    blocking(move || fsio::write_atomic(&path, &sealed::seal(&settled)?)).await
+    blocking(move || repository.storage().write_sealed(&path, &settled)).await
 }
 
 async fn work(shared: &Shared, kind: JobKind, info: &ServerInfo, progress: &Progress) -> Result<Value> {

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{ServerInfo, Session};
 use crate::progress::Progress;
-use crate::repository::{Repository, fsio};
+use crate::repository::Repository;
 use crate::wal::name::{Segment, WalName};
 use crate::wal::push;
 use std::path::Path;
@@ -82,7 +82,7 @@ pub async fn wait(
     let mut next = from;
     let mut archived = archiver(session).await.0;
     loop {
-        while next <= to && repository.has_segment(Segment::numbered(last.timeline, next, size)) {
+        while next <= to && repository.has_segment(Segment::numbered(last.timeline, next, size))? {
             next += 1;
             progress.advance(1);
             deadline = Instant::now() + timeout;
@@ -90,7 +90,7 @@ pub async fn wait(
         if next > to {
             // A push gives a segment its name just before it makes the name durable.
             let path = repository.wal_path(&last.to_string(), WalName::Segment(last));
-            return fsio::confirm(&path, repository.root());
+            return repository.storage().confirm(&path, repository.root());
         }
         if Instant::now() >= deadline {
             let wanted = Segment::numbered(last.timeline, next, size);

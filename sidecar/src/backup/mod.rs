@@ -31,7 +31,7 @@ use crate::repository::catalog::{BackupEntry, ThroughTool};
 use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Server};
 use crate::repository::objects::StoredObject;
-use crate::repository::{FORMAT, Identity, Repository, fsio};
+use crate::repository::{FORMAT, Identity, Repository};
 use crate::retention::{self, ExpireRequest};
 use crate::tool::fragments::Sent;
 use crate::tool::upkeep;
@@ -179,7 +179,7 @@ fn check(config: &Config, info: &ServerInfo, data_directory: &Path) -> Result<()
     if real(&config.repository.path).starts_with(real(data_directory)) {
         return Err(Error::new(
             ErrorKind::Config,
-            format!("the repository \"{}\" is inside the data directory", config.repository.path.display()),
+            format!("the repository \"{}\" is inside the data directory", config.repository.root().display()),
         )
         .with_hint("Put the repository outside the data directory, best on another disk or machine."));
     }
@@ -367,9 +367,9 @@ impl Run<'_> {
                     infile.hot(&target, tool)?;
                     copy(&target)?
                 }
-                _ => copy(&PackTarget::new(&dir, level))?,
+                _ => copy(&PackTarget::new(repository.storage(), &dir, level))?,
             };
-            fsio::fsync_dir(&dir)?;
+            repository.storage().sync(&dir)?;
             Ok((scan, copied))
         })
         .await

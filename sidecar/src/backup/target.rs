@@ -13,6 +13,7 @@ use crate::repository::Repository;
 use crate::repository::manifest::{Directory, Pack, Part};
 use crate::repository::objects::{ObjectKind, StoredObject};
 use crate::repository::pack::PackWriter;
+use crate::repository::storage::Storage;
 use crate::tool::Tool;
 use crate::tool::send::{NewObject, Sending};
 use crate::tool::tar::Kind;
@@ -48,14 +49,15 @@ pub trait Writer: Send {
 /// Packs in the backup's folder.
 #[derive(Debug)]
 pub struct PackTarget {
+    storage: Storage,
     dir: PathBuf,
     level: i32,
 }
 
 impl PackTarget {
     /// Packs in `dir`, compressed at this level of zstd.
-    pub fn new(dir: &Path, level: i32) -> Self {
-        Self { dir: dir.to_owned(), level }
+    pub fn new(storage: &Storage, dir: &Path, level: i32) -> Self {
+        Self { storage: storage.clone(), dir: dir.to_owned(), level }
     }
 }
 
@@ -71,7 +73,7 @@ impl Target for PackTarget {
     fn writer(&self, number: usize) -> Result<Box<dyn Writer>> {
         let compressor = zstd::bulk::Compressor::new(self.level)
             .map_err(|error| Error::new(ErrorKind::Config, format!("zstd refused its level: {error}")))?;
-        Ok(Box::new(Packs { packs: PackWriter::new(&self.dir, number), compressor, frame: Vec::new() }))
+        Ok(Box::new(Packs { packs: PackWriter::new(&self.storage, &self.dir, number), compressor, frame: Vec::new() }))
     }
 }
 

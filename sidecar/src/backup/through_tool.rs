@@ -163,7 +163,8 @@ pub fn close(
         file("tablespace_map", manifest.tablespace_map.as_bytes())?;
     }
     let path = repository.manifest_path(&manifest.id);
-    file("strata-manifest.json", &std::fs::read(&path).at("read", &path)?)?;
+    let text = repository.storage().read(&path)?.ok_or_else(|| Error::damaged("the manifest", "it is not there"))?;
+    file("strata-manifest.json", &text)?;
     if tool.spec().wal == WalThrough::Both {
         let history = format!("{:08X}.history", last.timeline);
         if let Some((_, content)) = repository.read_wal(&history)? {

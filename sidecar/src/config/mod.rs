@@ -90,6 +90,13 @@ pub struct RepositoryConfig {
     pub create: bool,
 }
 
+impl RepositoryConfig {
+    /// What all names in it begin with: its directory.
+    pub fn root(&self) -> PathBuf {
+        self.path.clone()
+    }
+}
+
 fn yes() -> bool {
     true
 }

@@ -112,7 +112,7 @@ fn groups(repository: &Repository, store: &Path, wanted: &[Wanted]) -> Result<Ve
             groups.push(Group::Single(at));
             continue;
         };
-        if from.exists() || to.exists() {
+        if to.exists() || repository.storage().exists(&from)? {
             groups.push(Group::Single(at));
             continue;
         }

@@ -201,7 +201,7 @@ impl Planner<'_> {
             note(ErrorKind::Config, text, &mut missing);
         }
         for fragment in &fragment_list {
-            if !self.view.repository.fragment_path(&fragment.hash)?.exists()
+            if !self.view.repository.storage().exists(&self.view.repository.fragment_path(&fragment.hash)?)?
                 && let Some((object, _)) = self.view.repository.fragment_object(&fragment.hash)?
                 && self.view.repository.tool().is_none_or(|tool| tool.name() != object.tool)
             {

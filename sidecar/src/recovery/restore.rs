@@ -12,6 +12,7 @@ use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Part, Tablespace};
 use crate::repository::objects::StoredObject;
 use crate::repository::pack::PackReader;
+use crate::repository::storage::Storage;
 use crate::tool::{Tool, not_configured};
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -226,7 +227,8 @@ pub fn restore(
     }
     let frames = frames(manifest)?;
     let dir = repository.backup_dir(&manifest.id);
-    let worker = || Worker { manifest, dir: &dir, into, pack: None, content: Vec::new() };
+    let storage = repository.storage();
+    let worker = || Worker { storage, manifest, dir: &dir, into, pack: None, content: Vec::new() };
     in_parallel(workers, &frames, worker, |worker, frame| {
         worker.frame(frame)?;
         progress.advance(frame.pieces.iter().map(|piece| piece.bytes as u64).sum());
@@ -349,6 +351,7 @@ fn stream(
 }
 
 struct Worker<'a> {
+    storage: &'a Storage,
     manifest: &'a Manifest,
     dir: &'a Path,
     into: &'a Path,
@@ -363,7 +366,7 @@ impl Worker<'_> {
                 self.manifest.packs.get(frame.pack).ok_or_else(|| {
                     Error::damaged("the manifest", format_args!("it has no pack number {}", frame.pack))
                 })?;
-            self.pack = Some((frame.pack, PackReader::open(&self.dir.join(&pack.name))?));
+            self.pack = Some((frame.pack, PackReader::open(self.storage, &self.dir.join(&pack.name))?));
         }
         let Some((_, reader)) = &mut self.pack else { return Ok(()) };
         reader.frame(frame.offset, frame.stored, &mut self.content, frame.content)?;

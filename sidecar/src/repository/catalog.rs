@@ -1,8 +1,9 @@
 //! The repository's catalog of backups: one sealed document for each complete backup.
 
+use super::Repository;
+use super::fsio::Published;
 use super::objects::StoredObject;
-use super::{Repository, fsio, sealed};
-use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -140,7 +141,9 @@ impl Repository {
 
     /// The ids of the complete backups, oldest first.
     pub fn backup_ids(&self) -> Result<Vec<String>> {
-        Ok(fsio::list(&self.catalog_dir())?
+        Ok(self
+            .storage()
+            .list(&self.catalog_dir())?
             .iter()
             .filter_map(|name| name.strip_suffix(".json").map(str::to_owned))
             .collect())
@@ -152,7 +155,7 @@ impl Repository {
             return Ok(None);
         }
         let path = self.catalog_dir().join(format!("{id}.json"));
-        match sealed::read::<BackupEntry>(&path)? {
+        match self.storage().read_sealed::<BackupEntry>(&path)? {
             Some(entry) if entry.id != id => Err(Error::damaged(
                 format_args!("\"{}\"", path.display()),
                 format_args!("it holds backup {}", entry.id),
@@ -177,11 +180,10 @@ impl Repository {
 
     /// Records a backup. This is the moment from which on it exists.
     pub fn record_backup(&self, entry: &BackupEntry) -> Result<()> {
-        fsio::create_dirs(&self.catalog_dir())?;
         let path = self.catalog_dir().join(format!("{}.json", entry.id));
-        match fsio::write_new(&path, &sealed::seal(entry)?)? {
-            fsio::Published::New => Ok(()),
-            fsio::Published::Existing => {
+        match self.storage().write_new_sealed(&path, entry)? {
+            Published::New => Ok(()),
+            Published::Existing => {
                 Err(Error::new(ErrorKind::Conflict, format!("the backup {} is recorded already", entry.id)))
             }
         }
@@ -191,30 +193,27 @@ impl Repository {
     pub fn forget_backup(&self, id: &str) -> Result<()> {
         self.writable()?;
         let path = self.catalog_dir().join(format!("{id}.json"));
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other.at("remove", &path),
-        }?;
-        fsio::fsync_dir(&self.catalog_dir())
+        self.storage().remove(&path)?;
+        self.storage().sync(&self.catalog_dir())
     }
 
     /// Takes an entry out of the catalog. This is the moment from which on the backup does not exist.
     pub fn remove_entry(&self, id: &str) -> Result<()> {
         let path = self.catalog_dir().join(format!("{id}.json"));
-        std::fs::remove_file(&path).at("remove", &path)?;
-        fsio::fsync_dir(&self.catalog_dir())
+        self.storage().remove(&path)?;
+        self.storage().sync(&self.catalog_dir())
     }
 
     /// Chooses the id of a new backup and creates its folder.
     pub fn create_backup_dir(&self, now: Timestamp) -> Result<(String, PathBuf)> {
         let base = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-        fsio::create_dirs(&self.catalog_dir())?;
-        fsio::create_dirs(&self.backups_dir())?;
+        self.storage().create_folder(&self.catalog_dir())?;
+        self.storage().create_folder(&self.backups_dir())?;
         for suffix in 1..1000 {
             let id = if suffix == 1 { base.clone() } else { format!("{base}-{suffix}") };
             let dir = self.backup_dir(&id);
-            if !dir.exists() && self.backup(&id)?.is_none() {
-                fsio::create_dirs(&dir)?;
+            if !self.storage().has_folder(&dir)? && self.backup(&id)?.is_none() {
+                self.storage().create_folder(&dir)?;
                 return Ok((id, dir));
             }
         }
@@ -224,7 +223,7 @@ impl Repository {
     /// The folders that have no entry: what an interrupted backup left. Only meaningful under the backup lock.
     pub fn unfinished_backups(&self) -> Result<Vec<String>> {
         let complete = self.backup_ids()?;
-        Ok(fsio::list(&self.backups_dir())?.into_iter().filter(|id| !complete.contains(id)).collect())
+        Ok(self.storage().list(&self.backups_dir())?.into_iter().filter(|id| !complete.contains(id)).collect())
     }
 
     /// Fails when folders without an entry are not what interrupted backups leave: each backup clears what the one before
@@ -234,12 +233,13 @@ impl Repository {
     /// Folders that an interrupted expire left are known by its note.
     pub fn require_catalog(&self, unfinished: &[String]) -> Result<()> {
         let expiring = self.expiring()?.unwrap_or_default();
-        let whole: Vec<&str> = unfinished
-            .iter()
-            .filter(|id| !expiring.backups.contains(*id) && self.manifest_path(id).exists())
-            .map(String::as_str)
-            .collect();
-        if whole.len() < 2 && (whole.is_empty() || self.catalog_dir().is_dir()) {
+        let mut whole: Vec<&str> = Vec::new();
+        for id in unfinished.iter().filter(|id| !expiring.backups.contains(*id)) {
+            if self.storage().exists(&self.manifest_path(id))? {
+                whole.push(id);
+            }
+        }
+        if whole.len() < 2 && (whole.is_empty() || self.storage().has_folder(&self.catalog_dir())?) {
             return Ok(());
         }
         Err(Error::damaged(
@@ -254,9 +254,7 @@ impl Repository {
 
     /// Removes a folder without an entry.
     pub fn remove_unfinished(&self, id: &str) -> Result<()> {
-        let dir = self.backup_dir(id);
-        std::fs::remove_dir_all(&dir).at("remove", &dir)?;
-        fsio::fsync_dir(&self.backups_dir())
+        self.storage().remove_all(&self.backup_dir(id))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Drills: recoveries that were tried, as the repository remembers them.
 
-use super::{Repository, fsio, sealed};
-use crate::error::{AtPath, Result};
+use super::Repository;
+use crate::error::Result;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -68,20 +68,18 @@ impl Repository {
     pub fn record_drill(&self, entry: &DrillEntry) -> Result<()> {
         self.writable()?;
         let dir = self.drills_dir();
-        fsio::create_dirs(&dir)?;
-        fsio::write_new(&dir.join(format!("{}.json", entry.id)), &sealed::seal(entry)?)?;
-        let names = fsio::list(&dir)?;
+        self.storage().write_new_sealed(&dir.join(format!("{}.json", entry.id)), entry)?;
+        let names = self.storage().list(&dir)?;
         for name in names.iter().take(names.len().saturating_sub(REMEMBERED)) {
-            let path = dir.join(name);
-            std::fs::remove_file(&path).at("remove", &path)?;
+            self.storage().remove(&dir.join(name))?;
         }
         Ok(())
     }
 
     /// The newest drill; none when there is none, or when its record cannot be read, which is said.
     pub fn last_drill(&self) -> Result<Option<DrillEntry>> {
-        let Some(name) = fsio::list(&self.drills_dir())?.pop() else { return Ok(None) };
-        match sealed::read(&self.drills_dir().join(name)) {
+        let Some(name) = self.storage().list(&self.drills_dir())?.pop() else { return Ok(None) };
+        match self.storage().read_sealed(&self.drills_dir().join(name)) {
             Err(error) if error.kind == crate::error::ErrorKind::Damaged => {
                 tracing::warn!("{error}");
                 Ok(None)

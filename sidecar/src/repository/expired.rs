@@ -4,8 +4,8 @@
 //! while backups and fragments are being removed: it was written before the first of them went, so that the next expire can tell
 //! the rest of an interrupted one from things that nobody knows.
 
-use super::{Repository, fsio, sealed};
-use crate::error::{AtPath, Result};
+use super::Repository;
+use crate::error::Result;
 use crate::wal::name::Segment;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -75,34 +75,30 @@ impl Repository {
 
     /// What was removed on purpose; none when nothing ever was.
     pub fn expired(&self) -> Result<Option<Expired>> {
-        sealed::read(&self.expired_path())
+        self.storage().read_sealed(&self.expired_path())
     }
 
     /// Records what was removed on purpose.
     pub fn write_expired(&self, expired: &Expired) -> Result<()> {
         self.writable()?;
-        fsio::write_atomic(&self.expired_path(), &sealed::seal(expired)?)
+        self.storage().write_sealed(&self.expired_path(), expired)
     }
 
     /// What an expire that runs, or was interrupted, is about to remove.
     pub fn expiring(&self) -> Result<Option<Expiring>> {
-        sealed::read(&self.expiring_path())
+        self.storage().read_sealed(&self.expiring_path())
     }
 
     /// Records what is about to be removed.
     pub fn write_expiring(&self, expiring: &Expiring) -> Result<()> {
         self.writable()?;
-        fsio::write_atomic(&self.expiring_path(), &sealed::seal(expiring)?)
+        self.storage().write_sealed(&self.expiring_path(), expiring)
     }
 
     /// Everything is removed.
     pub fn end_expiring(&self) -> Result<()> {
-        let path = self.expiring_path();
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other.at("remove", &path),
-        }?;
-        fsio::fsync_dir(&self.member_dir())
+        self.storage().remove(&self.expiring_path())?;
+        self.storage().sync(&self.member_dir())
     }
 }
 

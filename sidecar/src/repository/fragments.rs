@@ -5,8 +5,9 @@
 //! Each member's fragment log has a sealed document for each fragment that its catalogs named, which says what the
 //! fragment belongs to and since when, and, once its row was seen to be gone, until when.
 
+use super::Repository;
 use super::fsio::{self, Published};
-use super::{Repository, sealed};
+use super::storage::Listed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::tool::fragments::FragmentFile;
@@ -78,7 +79,7 @@ impl Repository {
 
     /// True when the repository has the fragment, or a tool has it for the repository.
     pub fn has_fragment(&self, hash: &str) -> Result<bool> {
-        Ok(self.fragment_path(hash)?.exists() || self.fragment_object(hash)?.is_some())
+        Ok(self.storage().exists(&self.fragment_path(hash)?)? || self.fragment_object(hash)?.is_some())
     }
 
     /// Copies a fragment from a store into the repository, or through the tool. Returns the bytes copied: 0 when it was
@@ -88,16 +89,16 @@ impl Repository {
         let to = self.fragment_path(hash)?;
         // What is there now must not be removed before it is known to be there.
         let _shared = self.share_fragments()?;
-        if let Some(tool) = self.tool().filter(|_| !to.exists()) {
+        let there = self.storage().exists(&to)?;
+        if let Some(tool) = self.tool().filter(|_| !there) {
             let file = FragmentFile { hash: hash.to_owned(), path: from.to_owned() };
             return self.send_fragments(tool, vec![file], Some(OTHERS));
         }
-        if to.exists() {
-            fsio::confirm(&to, &self.fragments_dir())?;
+        if there {
+            self.storage().confirm(&to, &self.fragments_dir())?;
             return Ok(0);
         }
-        fsio::create_dirs(fsio::parent(&to))?;
-        let (published, bytes) = fsio::copy_checked(from, &to, hash)?;
+        let (published, bytes) = self.storage().put_checked(from, &to, hash)?;
         Ok(if published == Published::New { bytes } else { 0 })
     }
 
@@ -142,7 +143,7 @@ impl Repository {
         if let Ok(meta) = std::fs::metadata(&to) {
             return Ok((meta.len(), false));
         }
-        if !from.exists() {
+        if !self.storage().exists(&from)? {
             if let Some((object, fragment)) = self.fragment_object(hash)? {
                 let bytes = fragment.bytes;
                 let new = tool::receive::fetch_fragments(self, &object, &[(fragment, to)])?.pop().transpose()?;
@@ -154,8 +155,7 @@ impl Repository {
             )
             .detail(format!("It was looked for at \"{}\".", from.display())));
         }
-        fsio::create_dirs(fsio::parent(&to))?;
-        let (published, bytes) = fsio::copy_checked(&from, &to, hash)?;
+        let (published, bytes) = self.storage().get_checked(&from, &to, hash)?;
         Ok((bytes, published == Published::New))
     }
 
@@ -171,7 +171,7 @@ impl Repository {
             return Ok((bytes, Repaired::Sound));
         }
         let from = self.fragment_path(hash)?;
-        let held = if from.exists() { None } else { self.fragment_object(hash)? };
+        let held = if self.storage().exists(&from)? { None } else { self.fragment_object(hash)? };
         if let Some((object, fragment)) = held {
             // Beside the damaged one first, which stays when the tool cannot give another.
             let bytes = fragment.bytes;
@@ -182,22 +182,14 @@ impl Repository {
             fsio::fsync_dir(fsio::parent(&to))?;
             return Ok((bytes, Repaired::Replaced));
         }
-        Ok((fsio::copy_checked_over(&from, &to, hash)?, Repaired::Replaced))
+        Ok((self.storage().get_checked_over(&from, &to, hash)?, Repaired::Replaced))
     }
 
     /// The hashes of all fragments, with their sizes, in order.
     pub fn fragments(&self) -> Result<Vec<(String, u64)>> {
-        let dir = self.fragments_dir();
-        let mut found = Vec::new();
-        for prefix in fsio::list(&dir)? {
-            for name in fsio::list(&dir.join(&prefix))? {
-                if let Some(hash) = name.strip_suffix(".frag") {
-                    let path = dir.join(&prefix).join(&name);
-                    found.extend(fsio::size(&path)?.map(|size| (hash.to_owned(), size)));
-                }
-            }
-        }
-        Ok(found)
+        let all = self.storage().walk(&self.fragments_dir())?;
+        let hash = |one: &Listed| Some(one.path.file_name()?.to_str()?.strip_suffix(".frag")?.to_owned());
+        Ok(all.iter().filter_map(|one| Some((hash(one)?, one.bytes))).collect())
     }
 
     fn fragment_log_dir(&self) -> PathBuf {
@@ -213,29 +205,22 @@ impl Repository {
     pub fn log_fragment(&self, entry: &FragmentLogEntry) -> Result<Published> {
         self.writable()?;
         let path = self.fragment_log_path(entry);
-        if path.exists() {
-            fsio::confirm(&path, &self.fragment_log_dir())?;
+        if self.storage().exists(&path)? {
+            self.storage().confirm(&path, &self.fragment_log_dir())?;
             return Ok(Published::Existing);
         }
-        fsio::create_dirs(fsio::parent(&path))?;
-        fsio::write_new(&path, &sealed::seal(entry)?)
+        self.storage().write_new_sealed(&path, entry)
     }
 
     /// Notes in the fragment log that a fragment's row is gone.
     pub fn log_dropped(&self, entry: &FragmentLogEntry) -> Result<()> {
         self.writable()?;
-        fsio::write_atomic(&self.fragment_log_path(entry), &sealed::seal(entry)?)
+        self.storage().write_sealed(&self.fragment_log_path(entry), entry)
     }
 
     /// The paths of the fragment log's entries.
     pub fn fragment_log_paths(&self) -> Result<Vec<PathBuf>> {
-        let dir = self.fragment_log_dir();
-        let mut paths = Vec::new();
-        for database in fsio::list(&dir)? {
-            let below = dir.join(&database);
-            paths.extend(fsio::list(&below)?.into_iter().map(|name| below.join(name)));
-        }
-        Ok(paths)
+        Ok(self.storage().walk(&self.fragment_log_dir())?.into_iter().map(|one| one.path).collect())
     }
 
     /// Reads the fragment log. Entries that are damaged are left out and said; each stands for one fragment only, and
@@ -243,7 +228,7 @@ impl Repository {
     pub fn fragment_log(&self) -> Result<Vec<FragmentLogEntry>> {
         let mut entries = Vec::new();
         for path in self.fragment_log_paths()? {
-            match sealed::read_required(&path) {
+            match self.storage().read_sealed_required(&path) {
                 Ok(entry) => entries.push(entry),
                 Err(error) if error.kind == ErrorKind::Damaged => {
                     tracing::warn!("left out of the fragment log: {error}");

@@ -249,62 +249,6 @@ pub fn hash_file(path: &Path) -> Result<Option<(String, u64)>> {
     Ok(Some((hasher.finalize().to_hex().to_string(), bytes)))
 }
 
-/// Copies the file `from` to `to`, durably, unless `to` exists, and checks on the way that its BLAKE3 is `hash`.
-/// Nothing is published when it is not. A source that is not there is [`ErrorKind::Missing`], one that cannot be read or has
-/// another content [`ErrorKind::Damaged`]; every other error is the target's.
-pub fn copy_checked(from: &Path, to: &Path, hash: &str) -> Result<(Published, u64)> {
-    let (pending, bytes) = copy_pending(from, to, hash)?;
-    Ok((pending.publish_new()?, bytes))
-}
-
-/// Like [`copy_checked`], in place of what is there.
-pub fn copy_checked_over(from: &Path, to: &Path, hash: &str) -> Result<u64> {
-    let (pending, bytes) = copy_pending(from, to, hash)?;
-    pending.publish()?;
-    Ok(bytes)
-}
-
-fn copy_pending(from: &Path, to: &Path, hash: &str) -> Result<(Pending, u64)> {
-    let mut source = match File::open(from) {
-        Ok(source) => source,
-        Err(error) if error.kind() == IoKind::NotFound => {
-            return Err(Error::new(ErrorKind::Missing, format!("there is no fragment \"{}\"", from.display())));
-        }
-        Err(error) => return Err(Error::io("open", from, error)),
-    };
-    let mut pending = Pending::create(to)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut bytes = 0;
-    loop {
-        match source.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                let piece = buffer.get(..n).unwrap_or_default();
-                hasher.update(piece);
-                pending.write_all(piece)?;
-                bytes += n as u64;
-            }
-            Err(error) if error.kind() == IoKind::Interrupted => {}
-            Err(error) => {
-                return Err(Error::damaged(
-                    format_args!("the fragment \"{}\"", from.display()),
-                    format_args!("it cannot be read: {error}"),
-                )
-                .caused_by(error));
-            }
-        }
-    }
-    let found = hasher.finalize().to_hex();
-    if found.as_str() != hash {
-        return Err(Error::damaged(
-            format_args!("the fragment \"{}\"", from.display()),
-            format_args!("its content has the hash {found}"),
-        ));
-    }
-    Ok((pending, bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,18 +274,5 @@ mod tests {
         assert_eq!(list(dir.path()).unwrap(), Vec::<String>::new());
         drop(pending);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_copy_with_another_hash_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        std::fs::write(&from, b"content").unwrap();
-        let hash = blake3::hash(b"content").to_hex().to_string();
-        let error = copy_checked(&from, &to, &"0".repeat(64)).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Damaged);
-        assert!(!to.exists());
-        assert_eq!(copy_checked(&from, &to, &hash).unwrap(), (Published::New, 7));
-        assert_eq!(hash_file(&to).unwrap(), Some((hash, 7)));
     }
 }

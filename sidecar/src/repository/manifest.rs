@@ -163,7 +163,7 @@ impl Repository {
     pub fn manifest(&self, id: &str, blake3: &str) -> Result<Manifest> {
         let path = self.manifest_path(id);
         let what = || format!("the manifest \"{}\"", path.display());
-        let bytes = match super::fsio::read_optional(&path)? {
+        let bytes = match self.storage().read(&path)? {
             Some(bytes) => bytes,
             None => return Err(Error::damaged(what(), "it is not there")),
         };
@@ -184,7 +184,7 @@ impl Repository {
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<String> {
         let bytes = sealed::seal(manifest)?;
         let path = self.manifest_path(&manifest.id);
-        match super::fsio::write_new(&path, &bytes)? {
+        match self.storage().write_new(&path, &bytes)? {
             Published::New => {}
             Published::Existing => {
                 return Err(Error::new(ErrorKind::Conflict, format!("\"{}\" is there already", path.display())));

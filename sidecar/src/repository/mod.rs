@@ -32,6 +32,7 @@ pub mod manifest;
 pub mod objects;
 pub mod pack;
 pub mod sealed;
+pub mod storage;
 pub mod walstore;
 
 use crate::config::Config;
@@ -43,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use storage::Storage;
 
 /// The version of the layout that this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -66,6 +68,7 @@ pub struct Identity {
 #[derive(Clone, Debug)]
 pub struct Repository {
     root: PathBuf,
+    storage: Storage,
     system: String,
     member: String,
     read_only: bool,
@@ -103,24 +106,24 @@ impl Repository {
                 ));
             }
             // Another process may have made it just now.
-            if holds_other_things(&repository.root) && repository.read_head()?.is_none() {
+            if repository.holds_other_things()? && repository.read_head()?.is_none() {
                 return Err(Error::new(
                     ErrorKind::Config,
                     format!("\"{}\" is not a repository and is not empty", repository.root.display()),
                 )
                 .with_hint("Name an empty directory, or one that holds a repository, as repository.path."));
             }
-            fsio::create_dirs(&repository.root)?;
             let head = RepositoryFile { format: FORMAT, created_at: Timestamp::now() };
-            fsio::write_new(&repository.root.join("repository.json"), &sealed::seal(&head)?)?;
+            repository.storage.write_new_sealed(&repository.root.join("repository.json"), &head)?;
         }
-        fsio::create_dirs(&repository.member_dir())?;
+        repository.storage.create_folder(&repository.member_dir())?;
         Ok(repository)
     }
 
     fn at(config: &Config) -> Result<Self> {
         Ok(Self {
-            root: config.repository.path.clone(),
+            root: config.repository.root(),
+            storage: Storage::Directory,
             system: config.system.clone(),
             member: config.member.name.clone(),
             read_only: config.repository.read_only,
@@ -136,7 +139,13 @@ impl Repository {
     /// The members that the repository has of the system.
     pub fn members(&self) -> Result<Vec<String>> {
         let dir = self.system_dir();
-        Ok(fsio::list(&dir)?.into_iter().filter(|name| dir.join(name).join("member.json").exists()).collect())
+        let mut members = Vec::new();
+        for name in self.storage.list(&dir)? {
+            if self.storage.exists(&dir.join(&name).join("member.json"))? {
+                members.push(name);
+            }
+        }
+        Ok(members)
     }
 
     /// Another member's part of the same system.
@@ -146,7 +155,7 @@ impl Repository {
 
     fn read_head(&self) -> Result<Option<()>> {
         let path = self.root.join("repository.json");
-        match sealed::read::<RepositoryFile>(&path)? {
+        match self.storage.read_sealed::<RepositoryFile>(&path)? {
             Some(head) if head.format == FORMAT => Ok(Some(())),
             Some(head) => Err(Error::new(
                 ErrorKind::Config,
@@ -194,7 +203,12 @@ impl Repository {
         self.read_only
     }
 
-    /// The repository's directory.
+    /// The place that it is in.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// What all its names begin with: its directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -222,7 +236,7 @@ impl Repository {
     /// Takes the lock that keeps two backups of the member apart.
     pub fn lock_backup(&self) -> Result<lock::Lock> {
         let what = format!("backups of member \"{}\" of system \"{}\"", self.member, self.system);
-        lock::Lock::acquire(&self.member_dir().join("backup.lock"), &what)
+        self.storage.lock(&self.member_dir().join("backup.lock"), &what)
     }
 
     fn fragment_lock(&self) -> PathBuf {
@@ -231,19 +245,19 @@ impl Repository {
 
     /// Takes the lock under which fragments are removed, or fails at once when somebody uses fragments.
     pub fn lock_fragments(&self) -> Result<lock::Lock> {
-        lock::Lock::acquire(&self.fragment_lock(), &format!("the fragments of system \"{}\"", self.system))
+        self.storage.lock(&self.fragment_lock(), &format!("the fragments of system \"{}\"", self.system))
     }
 
     /// Keeps fragments from being removed, for as long as the lock is held. Whoever trusts that a fragment is in the
     /// repository holds it from before it looks until something durable names the fragment.
     pub fn share_fragments(&self) -> Result<lock::Lock> {
-        fsio::create_dirs(&self.system_dir())?;
-        lock::Lock::share(&self.fragment_lock())
+        self.storage.create_folder(&self.system_dir())?;
+        self.storage.share(&self.fragment_lock())
     }
 
     /// The cluster that the member is, when that is known.
     pub fn identity(&self) -> Result<Option<Identity>> {
-        sealed::read(&self.member_dir().join("member.json"))
+        self.storage.read_sealed(&self.member_dir().join("member.json"))
     }
 
     /// Checks that the member is the cluster `found`, and remembers it when the member is new.
@@ -252,9 +266,9 @@ impl Repository {
             Some(known) => known,
             None => {
                 let path = self.member_dir().join("member.json");
-                match fsio::write_new(&path, &sealed::seal(found)?)? {
+                match self.storage.write_new_sealed(&path, found)? {
                     Published::New => return Ok(()),
-                    Published::Existing => sealed::read_required(&path)?,
+                    Published::Existing => self.storage.read_sealed_required(&path)?,
                 }
             }
         };
@@ -278,25 +292,22 @@ impl Repository {
         let mut dirs =
             vec![member.clone(), member.join("catalog"), self.wal_dir(), self.root.clone(), self.objects_dir()];
         for above in [self.wal_dir(), self.fragments_dir(), member.join("fragment-log")] {
-            dirs.extend(fsio::list(&above)?.into_iter().map(|name| above.join(name)).filter(|path| path.is_dir()));
+            dirs.extend(self.storage.folders(&above)?.into_iter().map(|name| above.join(name)));
         }
-        dirs.iter().try_for_each(|dir| fsio::sweep_temporary(dir).map(drop))
+        dirs.iter().try_for_each(|dir| self.storage.sweep(dir))
     }
 
     /// Proves that the repository takes files: writes one, makes it durable, and removes it.
     pub fn probe(&self) -> Result<()> {
         let path = self.member_dir().join(format!(".probe-{}.tmp", std::process::id()));
-        fsio::write_atomic(&path, b"probe")?;
-        std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))
+        self.storage.write(&path, b"probe")?;
+        self.storage.remove(&path)
     }
-}
 
-/// True when a directory holds more than what a new file system or a write in progress puts into it.
-fn holds_other_things(dir: &Path) -> bool {
-    let nothing = |name: &str| fsio::is_temporary(name) || name == "lost+found";
-    std::fs::read_dir(dir).is_ok_and(|mut entries| {
-        entries.any(|entry| entry.is_ok_and(|entry| !entry.file_name().to_str().is_some_and(nothing)))
-    })
+    /// True when there is more than what a new file system or a write in progress puts there.
+    fn holds_other_things(&self) -> Result<bool> {
+        Ok(self.storage.list(&self.root)?.iter().any(|name| name != "lost+found"))
+    }
 }
 
 #[cfg(test)]

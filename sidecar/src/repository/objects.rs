@@ -11,9 +11,10 @@
 //! counts only when the object's says `stored`. Whoever dies in between leaves a `started` document: the next backup has the
 //! tool forget that object and removes the document. So nothing that the tool holds is ever without a name here.
 
+use super::Repository;
 use super::lock::Lock;
-use super::{Repository, fsio, sealed};
-use crate::error::{AtPath, Error, ErrorKind, Result};
+use super::storage::Listed;
+use crate::error::{Error, ErrorKind, Result};
 use crate::tool::run;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -120,12 +121,12 @@ impl Repository {
     /// Takes the lock under which fragments go through the tool, so that none goes twice. It waits for another process as long
     /// as that one may take, if `wait` says so.
     pub fn lock_objects(&self, wait: Option<Duration>) -> Result<Lock> {
-        fsio::create_dirs(&self.system_dir())?;
+        self.storage().create_folder(&self.system_dir())?;
         let path = self.system_dir().join("objects.lock");
         let what = format!("fragments of system \"{}\" that go through the tool", self.system());
         let began = Instant::now();
         loop {
-            match Lock::acquire(&path, &what) {
+            match self.storage().lock(&path, &what) {
                 Err(error)
                     if error.kind == ErrorKind::Locked
                         && wait.is_some_and(|longest| began.elapsed() < longest)
@@ -141,8 +142,7 @@ impl Repository {
     /// Writes an object's document, in place of the one that is there.
     pub fn write_object(&self, object: &StoredObject) -> Result<()> {
         self.writable()?;
-        fsio::create_dirs(&self.objects_dir())?;
-        fsio::write_atomic(&self.object_path(&object.name), &sealed::seal(object)?)
+        self.storage().write_sealed(&self.object_path(&object.name), object)
     }
 
     /// Reads an object's document.
@@ -151,7 +151,7 @@ impl Repository {
             return Ok(None);
         }
         let path = self.object_path(name);
-        match sealed::read::<StoredObject>(&path)? {
+        match self.storage().read_sealed::<StoredObject>(&path)? {
             Some(object) if object.name != name => {
                 Err(Error::damaged(format_args!("\"{}\"", path.display()), format_args!("it holds {}", object.name)))
             }
@@ -162,7 +162,7 @@ impl Repository {
     /// All objects. Documents that are damaged come as errors beside them.
     pub fn objects(&self) -> Result<(Vec<StoredObject>, Vec<Error>)> {
         let (mut objects, mut damaged) = (Vec::new(), Vec::new());
-        for name in fsio::list(&self.objects_dir())? {
+        for name in self.storage().list(&self.objects_dir())? {
             let Some(name) = name.strip_suffix(".json") else { continue };
             match self.object(name) {
                 Ok(object) => objects.extend(object),
@@ -179,33 +179,28 @@ impl Repository {
         for fragment in &object.fragments {
             let path = self.place_path(&fragment.hash)?;
             // Another object may hold the fragment by now.
-            if sealed::read::<FragmentPlace>(&path)?.is_some_and(|place| place.object == object.name) {
-                std::fs::remove_file(&path).at("remove", &path)?;
+            if self.storage().read_sealed::<FragmentPlace>(&path)?.is_some_and(|place| place.object == object.name) {
+                self.storage().remove(&path)?;
             }
         }
-        let path = self.object_path(&object.name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => {
-                other.at("remove", &path)?;
-                fsio::fsync_dir(&self.objects_dir())
-            }
-        }
+        self.storage().remove(&self.object_path(&object.name))?;
+        self.storage().sync(&self.objects_dir())
     }
 
     /// Records that the tool holds an object: first where its fragments are, then the object itself.
     pub fn record_stored(&self, object: &StoredObject) -> Result<()> {
         for fragment in &object.fragments {
             let path = self.place_path(&fragment.hash)?;
-            fsio::create_dirs(fsio::parent(&path))?;
-            fsio::write_atomic(&path, &sealed::seal(&FragmentPlace { object: object.name.clone() })?)?;
+            self.storage().write_sealed(&path, &FragmentPlace { object: object.name.clone() })?;
         }
         self.write_object(object)
     }
 
     /// The object in which the tool holds a fragment, with the fragment's place in it.
     pub fn fragment_object(&self, hash: &str) -> Result<Option<(StoredObject, ObjectFragment)>> {
-        let Some(place) = sealed::read::<FragmentPlace>(&self.place_path(hash)?)? else { return Ok(None) };
+        let Some(place) = self.storage().read_sealed::<FragmentPlace>(&self.place_path(hash)?)? else {
+            return Ok(None);
+        };
         let Some(object) = self.object(&place.object)?.filter(|object| object.state == ObjectState::Stored) else {
             return Ok(None);
         };
@@ -215,14 +210,11 @@ impl Repository {
 
     /// The fragments that documents say are in the tool, in order.
     pub fn placed_fragments(&self) -> Result<Vec<String>> {
-        let dir = self.fragments_dir();
-        let mut found = Vec::new();
-        for prefix in fsio::list(&dir)? {
-            let names = fsio::list(&dir.join(&prefix))?;
-            found.extend(names.iter().filter_map(|name| {
-                name.strip_suffix(".json").filter(|hash| names::is_fragment_hash(hash)).map(str::to_owned)
-            }));
-        }
-        Ok(found)
+        let all = self.storage().walk(&self.fragments_dir())?;
+        let hash = |one: &Listed| {
+            let hash = one.path.file_name()?.to_str()?.strip_suffix(".json")?;
+            names::is_fragment_hash(hash).then(|| hash.to_owned())
+        };
+        Ok(all.iter().filter_map(hash).collect())
     }
 }

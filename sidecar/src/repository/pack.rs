@@ -3,12 +3,9 @@
 //! Each worker of a backup writes packs of its own, so workers never wait for each other. A pack is closed (and made
 //! durable) when it is full; then a new one begins. A frame holds either a piece of one file or several small files.
 
-use super::fsio;
 use super::manifest::Pack;
+use super::storage::{Reader, Storage, Upload};
 use crate::error::{AtPath, Error, Result};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A pack is closed when it has this many bytes.
@@ -27,6 +24,7 @@ pub struct FramePlace {
 
 /// Writes the packs of one worker.
 pub struct PackWriter {
+    storage: Storage,
     dir: PathBuf,
     worker: usize,
     open: Option<OpenPack>,
@@ -35,8 +33,7 @@ pub struct PackWriter {
 }
 
 struct OpenPack {
-    file: File,
-    path: PathBuf,
+    upload: Upload,
     name: String,
     bytes: u64,
     hasher: blake3::Hasher,
@@ -44,8 +41,8 @@ struct OpenPack {
 
 impl PackWriter {
     /// A writer of packs into a backup's folder.
-    pub fn new(dir: &Path, worker: usize) -> Self {
-        Self { dir: dir.to_owned(), worker, open: None, closed: Vec::new(), full: FULL }
+    pub fn new(storage: &Storage, dir: &Path, worker: usize) -> Self {
+        Self { storage: storage.clone(), dir: dir.to_owned(), worker, open: None, closed: Vec::new(), full: FULL }
     }
 
     /// Appends a frame.
@@ -58,17 +55,11 @@ impl PackWriter {
             Some(pack) => pack,
             None => {
                 let name = format!("{:03}-{number:05}.pack", self.worker);
-                let path = self.dir.join(&name);
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(fsio::FILE_MODE)
-                    .open(&path)
-                    .at("create", &path)?;
-                self.open.insert(OpenPack { file, path, name, bytes: 0, hasher: blake3::Hasher::new() })
+                let upload = self.storage.create_unseen(&self.dir.join(&name))?;
+                self.open.insert(OpenPack { upload, name, bytes: 0, hasher: blake3::Hasher::new() })
             }
         };
-        pack.file.write_all(frame).at("write", &pack.path)?;
+        pack.upload.write_all(frame)?;
         pack.hasher.update(frame);
         // Frames are made from at most a few megabytes, and packs are counted in the thousands.
         let place = FramePlace { pack: number as u32, offset: pack.bytes, bytes: frame.len() as u32 };
@@ -78,7 +69,7 @@ impl PackWriter {
 
     fn close(&mut self) -> Result<()> {
         if let Some(pack) = self.open.take() {
-            pack.file.sync_all().at("fsync", &pack.path)?;
+            pack.upload.publish()?;
             self.closed.push(Pack {
                 name: pack.name,
                 bytes: pack.bytes,
@@ -98,7 +89,7 @@ impl PackWriter {
 
 /// Reads frames of one pack.
 pub struct PackReader {
-    file: File,
+    reader: Reader,
     path: PathBuf,
     decompressor: zstd::bulk::Decompressor<'static>,
     stored: Vec<u8>,
@@ -106,22 +97,16 @@ pub struct PackReader {
 
 impl PackReader {
     /// Opens a pack.
-    pub fn open(path: &Path) -> Result<Self> {
-        let what = || format!("the pack \"{}\"", path.display());
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::damaged(what(), "it is not there"));
-            }
-            Err(error) => return Err(Error::io("open", path, error)),
-        };
+    pub fn open(storage: &Storage, path: &Path) -> Result<Self> {
+        let absent = || Error::damaged(format_args!("the pack \"{}\"", path.display()), "it is not there");
+        let reader = storage.open(path)?.ok_or_else(absent)?;
         let decompressor = zstd::bulk::Decompressor::new().at("read", path)?;
-        Ok(Self { file, path: path.to_owned(), decompressor, stored: Vec::new() })
+        Ok(Self { reader, path: path.to_owned(), decompressor, stored: Vec::new() })
     }
 
     /// The pack's size.
-    pub fn size(&self) -> Result<u64> {
-        Ok(self.file.metadata().at("look at", &self.path)?.len())
+    pub fn size(&self) -> u64 {
+        self.reader.size()
     }
 
     /// The pack's path.
@@ -132,13 +117,13 @@ impl PackReader {
     /// Reads a frame into `content`, which must be as long as the frame's content. Returns the bytes as stored.
     pub fn frame(&mut self, offset: u64, bytes: u32, content: &mut Vec<u8>, expected: usize) -> Result<&[u8]> {
         self.stored.resize(bytes as usize, 0);
-        if let Err(error) = self.file.read_exact_at(&mut self.stored, offset) {
+        if let Err(error) = self.reader.read_exact_at(&mut self.stored, offset) {
             return Err(match error.kind() {
                 std::io::ErrorKind::UnexpectedEof => Error::damaged(
                     format_args!("the pack \"{}\"", self.path.display()),
                     "it is shorter than the manifest says",
                 ),
-                _ => Error::io("read", &self.path, error),
+                _ => Error::reading(&self.path, error),
             });
         }
         content.clear();
@@ -162,11 +147,12 @@ impl PackReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::fsio;
 
     #[test]
     fn frames_come_back_from_several_packs() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = PackWriter::new(dir.path(), 3);
+        let mut writer = PackWriter::new(&Storage::Directory, dir.path(), 3);
         writer.full = 200;
         let contents: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; 1000 + usize::from(n)]).collect();
         let places: Vec<FramePlace> =
@@ -176,8 +162,8 @@ mod tests {
         let mut buffer = Vec::new();
         for (content, place) in contents.iter().zip(&places) {
             let pack = &packs[place.pack as usize];
-            let mut reader = PackReader::open(&dir.path().join(&pack.name)).unwrap();
-            assert_eq!(reader.size().unwrap(), pack.bytes);
+            let mut reader = PackReader::open(&Storage::Directory, &dir.path().join(&pack.name)).unwrap();
+            assert_eq!(reader.size(), pack.bytes);
             reader.frame(place.offset, place.bytes, &mut buffer, content.len()).unwrap();
             assert_eq!(&buffer, content);
             assert!(reader.frame(place.offset, place.bytes, &mut buffer, content.len() + 1).is_err());

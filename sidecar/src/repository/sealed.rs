@@ -3,12 +3,10 @@
 //! The file is `{"blake3":"<64 hexadecimal digits>","content":<JSON>}` and a newline, with no other space outside the
 //! content. The checksum is of the content's bytes exactly as they stand in the file.
 
-use crate::error::{AtPath, Error, ErrorKind, Result};
-use crate::repository::fsio;
+use crate::error::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Display;
-use std::path::Path;
 
 const HEAD: &str = "{\"blake3\":\"";
 const MIDDLE: &str = "\",\"content\":";
@@ -38,20 +36,6 @@ pub fn unseal<T: DeserializeOwned>(bytes: &[u8], what: impl Display) -> Result<T
     }
     serde_json::from_str(body)
         .map_err(|error| Error::damaged(what, format_args!("its content does not parse: {error}")))
-}
-
-/// Reads a sealed document; none when the file is not there.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    match fsio::read_optional(path)? {
-        Some(bytes) => unseal(&bytes, format_args!("\"{}\"", path.display())).map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Reads a sealed document that must be there.
-pub fn read_required<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).at("read", path)?;
-    unseal(&bytes, format_args!("\"{}\"", path.display()))
 }
 
 #[cfg(test)]

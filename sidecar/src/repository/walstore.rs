@@ -7,14 +7,12 @@
 //! at the end, the note is read without the content, and a file that was cut off has none. No byte of the file is left
 //! unchecked.
 
-use super::{Repository, fsio};
-use crate::error::{AtPath, Error, ErrorKind, Result};
+use super::Repository;
+use crate::error::{Error, ErrorKind, Result};
 use crate::wal::name::{Segment, WalName};
 use crate::wal::scan::SegmentSummary;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const SKIPPABLE: u32 = 0x184D_2A5A;
@@ -137,7 +135,7 @@ impl Repository {
     pub fn read_wal(&self, name: &str) -> Result<Option<(WalNote, Vec<u8>)>> {
         let Some(kind) = WalName::parse(name) else { return Ok(None) };
         let path = self.wal_path(name, kind);
-        match fsio::read_optional(&path)? {
+        match self.storage().read(&path)? {
             Some(bytes) => decode(&bytes, &path).map(Some),
             None => Ok(None),
         }
@@ -147,15 +145,7 @@ impl Repository {
     pub fn read_wal_note(&self, name: &str) -> Result<Option<(WalNote, u64)>> {
         let Some(kind) = WalName::parse(name) else { return Ok(None) };
         let path = self.wal_path(name, kind);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("open", &path, error)),
-        };
-        let size = file.metadata().at("look at", &path)?.len();
-        let take = size.min(4096);
-        let mut tail = vec![0; take as usize];
-        file.read_exact_at(&mut tail, size - take).at("read", &path)?;
+        let Some((tail, size)) = self.storage().read_end(&path, 4096)? else { return Ok(None) };
         let bad = |why: String| Error::damaged(format_args!("the archived WAL file \"{}\"", path.display()), why);
         let (note, _) = note_of(&tail, size).map_err(&bad)?;
         check_name(&note, &path).map_err(bad)?;
@@ -163,14 +153,16 @@ impl Repository {
     }
 
     /// True when the archive has the segment.
-    pub fn has_segment(&self, segment: Segment) -> bool {
+    pub fn has_segment(&self, segment: Segment) -> Result<bool> {
         let name = segment.to_string();
-        self.wal_path(&name, WalName::Segment(segment)).exists()
+        self.storage().exists(&self.wal_path(&name, WalName::Segment(segment)))
     }
 
     /// The timelines that have a directory or a history, ascending.
     pub fn wal_timelines(&self) -> Result<Vec<u32>> {
-        let mut timelines: Vec<u32> = fsio::list(&self.wal_dir())?
+        let mut timelines: Vec<u32> = self
+            .storage()
+            .list(&self.wal_dir())?
             .iter()
             .filter_map(|name| match name.strip_suffix(".history.zst") {
                 Some(timeline) => u32::from_str_radix(timeline, 16).ok(),
@@ -185,7 +177,7 @@ impl Repository {
     /// The whole segments of a timeline, ascending.
     pub fn segments(&self, timeline: u32) -> Result<Vec<Segment>> {
         let dir = self.wal_dir().join(format!("{timeline:08X}"));
-        Ok(fsio::list(&dir)?.iter().filter_map(|name| Segment::parse(name.strip_suffix(".zst")?)).collect())
+        Ok(self.storage().list(&dir)?.iter().filter_map(|name| Segment::parse(name.strip_suffix(".zst")?)).collect())
     }
 
     /// The names of everything that is archived, without `.zst`: timeline by timeline, then the histories.
@@ -193,9 +185,9 @@ impl Repository {
         let mut names = Vec::new();
         for timeline in self.wal_timelines()? {
             let dir = self.wal_dir().join(format!("{timeline:08X}"));
-            names.extend(fsio::list(&dir)?);
+            names.extend(self.storage().list(&dir)?);
         }
-        names.extend(fsio::list(&self.wal_dir())?.into_iter().filter(|name| name.ends_with(".history.zst")));
+        names.extend(self.storage().list(&self.wal_dir())?.into_iter().filter(|name| name.ends_with(".history.zst")));
         Ok(names.iter().filter_map(|name| name.strip_suffix(".zst").map(str::to_owned)).collect())
     }
 }

@@ -1,13 +1,14 @@
 //! Reads what the decision needs from the repository.
 
 use super::decide::{BackupFact, Decision, Facts, TimelineFact};
-use crate::error::{AtPath, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::recovery::plan::{self, PlanRequest};
 use crate::recovery::target::Target;
 use crate::recovery::timeline::Chain;
 use crate::repository::catalog::BackupEntry;
 use crate::repository::fragments::FragmentLogEntry;
-use crate::repository::{Repository, fsio, sealed};
+use crate::repository::storage::Listed;
+use crate::repository::{Repository, fsio};
 use crate::wal::name::{Segment, WalName};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -95,10 +96,11 @@ pub struct WalFile {
 /// The archive's files, with names that PostgreSQL gives.
 pub fn wal_files(repository: &Repository) -> Result<Vec<WalFile>> {
     let mut files = Vec::new();
-    for name in repository.wal_names()? {
-        let Some(kind) = WalName::parse(&name) else { continue };
-        let path = repository.wal_path(&name, kind);
-        if let Some(bytes) = fsio::size(&path)? {
+    for Listed { path, bytes } in repository.storage().walk(&repository.wal_dir())? {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".zst"));
+        let Some((name, kind)) = name.and_then(|name| Some((name.to_owned(), WalName::parse(name)?))) else { continue };
+        // One in another place than its own is nothing that is known.
+        if repository.wal_path(&name, kind) == path {
             files.push(WalFile { name, kind, path, bytes });
         }
     }
@@ -155,7 +157,7 @@ pub fn fragments(
     // Whatever is not known to go must survive: a damaged entry keeps what its name says.
     let mut logged: BTreeSet<String> = BTreeSet::new();
     for path in repository.fragment_log_paths()? {
-        let keep = match sealed::read_required::<FragmentLogEntry>(&path) {
+        let keep = match repository.storage().read_sealed_required::<FragmentLogEntry>(&path) {
             Ok(entry) => {
                 logged.insert(entry.fragment.hash.clone());
                 decision.why_entry(&entry).map(|text| (entry.fragment.hash, text))
@@ -204,7 +206,8 @@ fn unlogged(
     store: Option<&Path>,
 ) -> Result<Option<String>> {
     let path = repository.fragment_path(hash)?;
-    let modified = std::fs::metadata(&path).and_then(|meta| meta.modified()).at("look at", &path)?;
+    // One that is gone meanwhile goes like any other.
+    let modified = repository.storage().modified(&path)?.unwrap_or(SystemTime::UNIX_EPOCH);
     let old = oldest
         .is_some_and(|oldest| modified.checked_add(UNLOGGED).is_some_and(|until| until < SystemTime::from(oldest)));
     Ok(match store {
@@ -234,15 +237,11 @@ pub fn hash_of(path: &Path) -> Option<String> {
 
 /// The other members of the system.
 pub fn others(repository: &Repository) -> Result<Vec<Repository>> {
-    let names = fsio::list(&repository.system_dir())?;
+    let names = repository.storage().folders(&repository.system_dir())?;
     let own = repository.member();
     Ok(names
         .iter()
-        .filter(|name| {
-            *name != own
-                && !matches!(name.as_str(), "fragments" | "objects")
-                && repository.system_dir().join(name).is_dir()
-        })
+        .filter(|name| *name != own && !matches!(name.as_str(), "fragments" | "objects"))
         .map(|name| repository.of_member(name))
         .collect())
 }

@@ -33,7 +33,7 @@ pub mod gather;
 pub mod report;
 
 use crate::config::Config;
-use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::progress::Progress;
 use crate::repository::expired::{Expired, Expiring};
@@ -44,7 +44,7 @@ use gather::{FragmentVerdict, WalFile};
 use jiff::Timestamp;
 use report::Report;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long the lock of the fragments is waited for: copies in progress hold it.
@@ -184,11 +184,11 @@ fn apply(
     repository.write_expired(&expired)?;
     let mut folders = BTreeSet::new();
     for file in &look.remove_wal {
-        remove(&file.path)?;
+        repository.storage().remove(&file.path)?;
         folders.insert(fsio::parent(&file.path).to_owned());
         failpoint::hit(failpoint::EXPIRE_WAL);
     }
-    folders.iter().try_for_each(|folder| fsio::fsync_dir(folder))?;
+    folders.iter().try_for_each(|folder| repository.storage().sync(folder))?;
 
     match fragments(config, repository, request, look) {
         Ok(()) => {}
@@ -206,11 +206,11 @@ fn apply(
 /// Removes a backup's folder, its manifest first: a folder without one is no backup for anybody.
 fn remove_folder(repository: &Repository, id: &str) -> Result<()> {
     let dir = repository.backup_dir(id);
-    if !dir.exists() {
+    if !repository.storage().has_folder(&dir)? {
         return Ok(());
     }
-    remove(&repository.manifest_path(id))?;
-    fsio::fsync_dir(&dir)?;
+    repository.storage().remove(&repository.manifest_path(id))?;
+    repository.storage().sync(&dir)?;
     failpoint::hit(failpoint::EXPIRE_MANIFEST);
     repository.remove_unfinished(id)
 }
@@ -228,19 +228,19 @@ fn fragments(config: &Config, repository: &Repository, request: &ExpireRequest, 
     let verdict = gather::fragments(repository, &look.facts, &decided, released, request.store.as_deref())?;
     let mut folders = BTreeSet::new();
     for path in &verdict.entries {
-        remove(path)?;
+        repository.storage().remove(path)?;
         folders.insert(fsio::parent(path).to_owned());
         failpoint::hit(failpoint::EXPIRE_LOG);
     }
-    folders.iter().try_for_each(|folder| fsio::fsync_dir(folder))?;
+    folders.iter().try_for_each(|folder| repository.storage().sync(folder))?;
     folders.clear();
     for hash in verdict.remove.keys() {
         let path = repository.fragment_path(hash)?;
-        remove(&path)?;
+        repository.storage().remove(&path)?;
         folders.insert(fsio::parent(&path).to_owned());
         failpoint::hit(failpoint::EXPIRE_FRAGMENT);
     }
-    folders.iter().try_for_each(|folder| fsio::fsync_dir(folder))
+    folders.iter().try_for_each(|folder| repository.storage().sync(folder))
 }
 
 /// The lock of the fragments, exclusively. Copies in progress are waited for.
@@ -253,13 +253,6 @@ fn lock_fragments(repository: &Repository) -> Result<Lock> {
             }
             other => return other,
         }
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.at("remove", path),
     }
 }
 

@@ -9,9 +9,9 @@ use super::Tool;
 use super::run::Outcome;
 use crate::config::tool::Operation;
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::Repository;
 use crate::repository::fragments::FragmentLogEntry;
 use crate::repository::objects::{ObjectKind, ObjectState, StoredObject};
-use crate::repository::{Repository, sealed};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -250,7 +250,7 @@ fn needed_fragments(repository: &Repository, without: Option<&str>) -> Result<Ha
         }
         for path in other.fragment_log_paths()? {
             // One that cannot be read may be what needs a fragment.
-            let entry: FragmentLogEntry = sealed::read_required(&path)?;
+            let entry: FragmentLogEntry = repository.storage().read_sealed_required(&path)?;
             let gone = entry.dropped.is_some_and(|dropped| earliest.is_none_or(|earliest| dropped.lsn < earliest));
             if !gone {
                 needed.insert(entry.fragment.hash);

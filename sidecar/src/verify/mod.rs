@@ -10,13 +10,14 @@ mod wal;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
+use crate::repository::Repository;
 use crate::repository::catalog::BackupEntry;
 use crate::repository::fragments::FragmentLogEntry;
 use crate::repository::manifest::{Manifest, Part};
 use crate::repository::pack::PackReader;
-use crate::repository::{Repository, sealed};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -71,8 +72,8 @@ struct Findings {
 
 impl Findings {
     /// Shall the content of this file be read?
-    fn takes(&self, path: &std::path::Path) -> bool {
-        let takes = self.selection.takes(path);
+    fn takes(&self, repository: &Repository, path: &Path) -> bool {
+        let takes = self.selection.takes(repository.storage(), path);
         if !takes {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }
@@ -129,7 +130,7 @@ pub fn run(config: &Config, listing: bool, selection: Selection, progress: &Prog
     report.wal_files = wal::check(&repository, &entries, workers, &findings, progress)?;
     for path in repository.fragment_log_paths()? {
         report.fragment_log_entries += 1;
-        match sealed::read_required::<FragmentLogEntry>(&path) {
+        match repository.storage().read_sealed_required::<FragmentLogEntry>(&path) {
             Ok(entry) => {
                 needed
                     .entry(entry.fragment.hash)
@@ -250,12 +251,12 @@ fn pack(
         frames.entry(part.frame).or_default().push(part);
     }
     let path = repository.backup_dir(&manifest.id).join(&pack.name);
-    let mut reader = PackReader::open(&path)?;
+    let mut reader = PackReader::open(repository.storage(), &path)?;
     let what = format!("the pack \"{}\"", reader.path().display());
-    if reader.size()? != pack.bytes {
-        return Err(Error::damaged(what, format_args!("it has {} bytes instead of {}", reader.size()?, pack.bytes)));
+    if reader.size() != pack.bytes {
+        return Err(Error::damaged(what, format_args!("it has {} bytes instead of {}", reader.size(), pack.bytes)));
     }
-    if !findings.takes(&path) {
+    if !findings.takes(repository, &path) {
         return Ok(());
     }
     let mut hasher = blake3::Hasher::new();
@@ -295,7 +296,7 @@ fn fragments(
     progress.phase_bytes("fragments", there.iter().map(|(_, bytes)| bytes).sum(), "verifying fragments");
     each(&there, workers, |(hash, bytes)| {
         let checked = repository.fragment_path(hash).and_then(|path| {
-            if !findings.takes(&path) {
+            if !findings.takes(repository, &path) {
                 return Ok(());
             }
             findings.bytes.fetch_add(*bytes, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! Which files a verification reads: all, a sample, or those that came since a time.
 
+use crate::repository::storage::Storage;
 use jiff::Timestamp;
 use std::path::Path;
 use std::time::SystemTime;
@@ -15,11 +16,11 @@ pub struct Selection {
 
 impl Selection {
     /// Shall the content of this file be read?
-    pub fn takes(&self, path: &Path) -> bool {
+    pub fn takes(&self, storage: &Storage, path: &Path) -> bool {
         if let Some(since) = self.since {
-            let modified = std::fs::metadata(path).and_then(|meta| meta.modified());
             // One that cannot be looked at is read, so that the reading says why.
-            if modified.is_ok_and(|modified| modified < SystemTime::from(since)) {
+            let modified = storage.modified(path).ok().flatten();
+            if modified.is_some_and(|modified| modified < SystemTime::from(since)) {
                 return false;
             }
         }
@@ -41,7 +42,7 @@ mod tests {
     fn a_sample_has_about_its_part_and_another_one_each_time() {
         let chosen = |percent, seed| -> Vec<u32> {
             let selection = Selection { sample: Some((percent, seed)), since: None };
-            (0..2000).filter(|n| selection.takes(Path::new(&format!("/r/{n}.frag")))).collect()
+            (0..2000).filter(|n| selection.takes(&Storage::Directory, Path::new(&format!("/r/{n}.frag")))).collect()
         };
         let (one, other) = (chosen(10.0, 1), chosen(10.0, 2));
         assert!((120..280).contains(&one.len()), "{}", one.len());
@@ -56,8 +57,8 @@ mod tests {
             sample: None,
             since: Some(Timestamp::now() + jiff::SignedDuration::from_secs(seconds)),
         };
-        assert!(since(-60).takes(file.path()));
-        assert!(!since(60).takes(file.path()));
-        assert!(since(60).takes(Path::new("/nowhere/at/all")));
+        assert!(since(-60).takes(&Storage::Directory, file.path()));
+        assert!(!since(60).takes(&Storage::Directory, file.path()));
+        assert!(since(60).takes(&Storage::Directory, Path::new("/nowhere/at/all")));
     }
 }

@@ -40,7 +40,7 @@ pub fn check(
         progress.advance(1);
     });
     for backup in backups {
-        own_segments(repository, backup, findings);
+        own_segments(repository, backup, findings)?;
     }
     let timelines: BTreeSet<u32> =
         repository.wal_timelines()?.into_iter().chain(backups.iter().map(|backup| backup.timeline)).collect();
@@ -61,16 +61,16 @@ fn file(
         return Ok(());
     };
     let path = repository.wal_path(name, kind);
-    if !findings.takes(&path) {
+    if !findings.takes(repository, &path) {
         // Its note is read in any case: it says what was there before.
         if let WalName::Segment(segment) = kind
             && let Some((note, _)) = repository.read_wal_note(name)?
         {
-            before(repository, segment, &note, expired, findings);
+            before(repository, segment, &note, expired, findings)?;
         }
         return Ok(());
     }
-    let Some(bytes) = crate::repository::fsio::read_optional(&path)? else { return Ok(()) };
+    let Some(bytes) = repository.storage().read(&path)? else { return Ok(()) };
     let (note, content) = walstore::decode(&bytes, &path)?;
     findings.bytes.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
     if let WalName::Segment(segment) = kind {
@@ -82,7 +82,7 @@ fn file(
         if header.start != segment.start(size) {
             findings.add("wal", name, format!("it holds the log from {} on", header.start));
         }
-        before(repository, segment, &note, expired, findings);
+        before(repository, segment, &note, expired, findings)?;
     }
     Ok(())
 }
@@ -94,26 +94,29 @@ fn before(
     note: &walstore::WalNote,
     expired: &(dyn Fn(Segment) -> bool + Sync),
     findings: &Findings,
-) {
-    let Some(size) = note.segment.as_ref().map(|summary| u64::from(summary.segment_size)) else { return };
+) -> Result<()> {
+    let Some(size) = note.segment.as_ref().map(|summary| u64::from(summary.segment_size)) else { return Ok(()) };
     let before = segment.number(size).checked_sub(1).map(|number| Segment::numbered(segment.timeline, number, size));
-    if let Some(before) = before.filter(|before| note.follows && !expired(*before) && !repository.has_segment(*before))
+    if let Some(before) = before.filter(|before| note.follows && !expired(*before))
+        && !repository.has_segment(before)?
     {
         findings.add("wal", before.to_string(), "it is missing: it was archived before the segment behind it");
     }
+    Ok(())
 }
 
 /// A backup is of no use without the segments from its start to its end.
-fn own_segments(repository: &Repository, backup: &BackupEntry, findings: &Findings) {
+fn own_segments(repository: &Repository, backup: &BackupEntry, findings: &Findings) -> Result<()> {
     let size = u64::from(backup.segment_size);
     if let (Some(first), Some(last)) = (Segment::parse(&backup.start_wal), Segment::parse(&backup.stop_wal)) {
         for number in first.number(size)..=last.number(size) {
             let segment = Segment::numbered(backup.timeline, number, size);
-            if !repository.has_segment(segment) {
+            if !repository.has_segment(segment)? {
                 findings.add("wal", segment.to_string(), format!("it is missing, and backup {} needs it", backup.id));
             }
         }
     }
+    Ok(())
 }
 
 fn gaps(
@@ -149,7 +152,7 @@ fn gaps(
     for number in first.start_lsn.0 / size..=last.number(size) {
         let segment = chain.segment(number, size);
         let known = never.is_some_and(|(from, to)| (from..=to).contains(&number));
-        if !known && !expired(segment) && !repository.has_segment(segment) {
+        if !known && !expired(segment) && !repository.has_segment(segment)? {
             findings.add("wal", segment.to_string(), format!("it is missing between backup {} and {last}", first.id));
         }
     }

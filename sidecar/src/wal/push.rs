@@ -11,7 +11,7 @@ use super::scan::SegmentSummary;
 use super::walker::SegmentHeader;
 use crate::config::Config;
 use crate::error::{AtPath, Error, ErrorKind, Result};
-use crate::repository::fsio::{self, Published};
+use crate::repository::fsio::Published;
 use crate::repository::walstore::{self, WalNote};
 use crate::repository::{Identity, Repository};
 use jiff::Timestamp;
@@ -48,7 +48,7 @@ pub fn push(config: &Config, path: &Path) -> Result<Pushed> {
         (WalName::Segment(own), Some(summary)) => {
             let size = u64::from(summary.segment_size);
             let before = own.number(size).checked_sub(1).map(|number| Segment::numbered(own.timeline, number, size));
-            before.is_some_and(|before| repository.has_segment(before))
+            before.map(|before| repository.has_segment(before)).transpose()?.unwrap_or(false)
         }
         _ => false,
     };
@@ -62,18 +62,17 @@ pub fn push(config: &Config, path: &Path) -> Result<Pushed> {
         segment,
     };
     let target = repository.wal_path(name, kind);
-    fsio::create_dirs(fsio::parent(&target))?;
     let mut stored_bytes = 0;
     let mut published = Published::Existing;
-    if !target.exists() {
+    if !repository.storage().exists(&target)? {
         let file = walstore::encode(&note, &content, config.backup.compress_level)?;
         stored_bytes = file.len() as u64;
-        published = fsio::write_new(&target, &file)?;
+        published = repository.storage().write_new(&target, &file)?;
     }
     let already_archived = published == Published::Existing;
     if already_archived {
         same_as_archived(&repository, &note)?;
-        fsio::confirm(&target, repository.root())?;
+        repository.storage().confirm(&target, repository.root())?;
         stored_bytes = 0;
     }
     Ok(Pushed { name: note.name, bytes: note.bytes, stored_bytes, already_archived })

@@ -1,6 +1,7 @@
 use super::*;
 use crate::backup::target::PackTarget;
 use crate::repository::pack::PackReader;
+use crate::repository::storage::Storage;
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -22,7 +23,14 @@ fn options(workers: usize) -> CopyOptions {
 }
 
 fn attempt(files: &[ScannedFile], last: Option<usize>, dir: &Path, options: &CopyOptions) -> Result<Copied> {
-    copy(files, last, &PackTarget::new(dir, 1), options, &Progress::silent(), &AtomicBool::new(false))
+    copy(
+        files,
+        last,
+        &PackTarget::new(&Storage::Directory, dir, 1),
+        options,
+        &Progress::silent(),
+        &AtomicBool::new(false),
+    )
 }
 
 fn run(files: &[ScannedFile], dir: &Path, options: &CopyOptions) -> Copied {
@@ -34,7 +42,7 @@ fn restored(copied: &Copied, dir: &Path, entry: &FileEntry) -> Vec<u8> {
     let mut out = vec![0; entry.bytes as usize];
     for part in &entry.parts {
         let pack = &copied.packs[part.pack as usize];
-        let mut reader = PackReader::open(&dir.join(&pack.name)).unwrap();
+        let mut reader = PackReader::open(&Storage::Directory, &dir.join(&pack.name)).unwrap();
         // The frame's length is at most that of the largest part that ends in it.
         let length = copied
             .files
