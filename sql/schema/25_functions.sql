@@ -22,7 +22,7 @@ COMMENT ON FUNCTION strata.consolidate(regclass) IS 'writes fragments of a warm 
 
 CREATE FUNCTION strata.sweep(grace_seconds integer DEFAULT NULL) RETURNS bigint
     LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'strata_sweep_wrapper';
-COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs; returns the number of files. Without an argument, files younger than an hour stay, and where logs are archived those that the fragment log does not have yet; with one, only files younger than so many seconds stay. What a standby has not replayed yet stays in any case. On a standby, removes files of a store of its own';
+COMMENT ON FUNCTION strata.sweep(integer) IS 'removes catalog rows of dropped tables and, when the transaction commits, fragment files that no table needs; returns the number of files. What a transaction has written that has not ended stays. Without an argument, files younger than an hour stay, and where logs are archived those that the fragment log does not have yet; with one, only files younger than so many seconds stay. What a standby has not replayed yet stays in any case. On a standby, removes files of a store of its own';
 
 CREATE FUNCTION strata.standbys_replayed() RETURNS pg_lsn
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp

@@ -128,6 +128,11 @@ impl Builder {
     /// When this returns, file and folders are on stable storage. When it fails, nothing is left behind. A crash leaves
     /// at most a file whose name ends in [`crate::TEMPORARY_SUFFIX`].
     pub fn finish(self, dir: &Path) -> Result<Written> {
+        self.finish_named(dir, |_| {})
+    }
+
+    /// As [`Builder::finish`]; `naming` is called with the fragment's hash when the file is complete, before it has its name.
+    pub fn finish_named(self, dir: &Path, naming: impl FnOnce(&str)) -> Result<Written> {
         if self.rows == 0 {
             return Err(FragmentError::input("a fragment without rows"));
         }
@@ -135,7 +140,7 @@ impl Builder {
             let name = &self.schema.columns[i].name;
             return Err(FragmentError::input(format!("column {name:?} has {} values for {} rows", c.len(), self.rows)));
         }
-        writer::write(dir, self.schema, &self.options, self.columns, self.rows)
+        writer::write(dir, self.schema, &self.options, self.columns, self.rows, naming)
     }
 }
 

@@ -49,6 +49,7 @@ pub(crate) fn write(
     options: &BuilderOptions,
     columns: Vec<ColumnBuilder>,
     rows: usize,
+    naming: impl FnOnce(&str),
 ) -> Result<Written> {
     let order = sort(&schema, &columns, rows);
     let blocks = cut(options, &columns, &order);
@@ -99,7 +100,7 @@ pub(crate) fn write(
     let footer = footer.encode().map_err(|what| FragmentError::input(format!("footer: {what}")))?;
     out.put(&footer)?;
     out.put(&footer::tail(&footer))?;
-    let (hash, path, bytes) = out.publish(dir)?;
+    let (hash, path, bytes) = out.publish(dir, naming)?;
     Ok(Written { hash, path, bytes, rows: rows as u64, order })
 }
 
@@ -291,7 +292,7 @@ impl Output {
     }
 
     /// Makes the content durable and gives it its name.
-    fn publish(mut self, dir: &Path) -> Result<(String, PathBuf, u64)> {
+    fn publish(mut self, dir: &Path, naming: impl FnOnce(&str)) -> Result<(String, PathBuf, u64)> {
         let failed = |e| FragmentError::io(&self.temporary, e);
         if let Some(file) = self.file.take() {
             let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
@@ -301,6 +302,7 @@ impl Output {
         let path = fragment_path(dir, &hash);
         let folder = path.parent().unwrap_or(dir);
         make_folder(folder)?;
+        naming(&hash);
         // Content that is there already is replaced by the same, or by the right one if it was damaged.
         fs::rename(&self.temporary, &path).map_err(|e| FragmentError::io(&path, e))?;
         self.temporary = PathBuf::new();
@@ -324,7 +326,7 @@ fn sync_folder(path: &Path) -> Result<()> {
 }
 
 /// Makes a folder and those above it, each durable in its parent.
-fn make_folder(path: &Path) -> Result<()> {
+pub fn make_folder(path: &Path) -> Result<()> {
     if path.as_os_str().is_empty() || path.is_dir() {
         return Ok(());
     }

@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, Oid};
 use roaring::{RoaringBitmap, RoaringTreemap};
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::ptr::null_mut;
 
 /// OIDs of the catalog's tables and indexes in this database.
@@ -212,6 +213,26 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
     }
     rows.sort_by_key(|r| r.first_row_id);
     rows
+}
+
+/// The hashes of all fragments that the catalog names now, for snapshots that begin now and for this transaction. None: the extension is
+/// not created in this database.
+pub fn fragment_hashes() -> Option<HashSet<String>> {
+    let oids = oids()?;
+    let mut hashes = HashSet::new();
+    // SAFETY: as in `fragments`; a transaction is in progress.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &[], null_mut());
+        while let Some(tuple) = scan.next() {
+            let mut is_null = false;
+            let hash = pg_sys::heap_getattr(tuple, 4, scan.tupdesc(), &mut is_null);
+            let text = pg_sys::text_to_cstring(hash.cast_mut_ptr());
+            hashes.insert(std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned());
+            pg_sys::pfree(text.cast());
+        }
+    }
+    Some(hashes)
 }
 
 /// The bytes of a bytea.

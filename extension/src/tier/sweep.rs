@@ -1,9 +1,16 @@
 //! Removing what no table needs any more: catalog rows of dropped, truncated and rewritten tables, and files without a row.
 //!
 //! After DROP, TRUNCATE or a rewrite the rows of the old file stay in `strata.fragment` until here, so that a rollback finds
-//! them and a crash loses nothing. A file goes only when no row names it and it is older than an hour: a running move writes
-//! files before it inserts their rows. Files are removed after the sweeping transaction has committed: it may have dropped
-//! the table itself, and roll back.
+//! them and a crash loses nothing.
+//!
+//! **A file goes only** when no row names it, it is older than an hour, and nobody has written it in a transaction that has not ended
+//! ([`super::in_use`]). That is found out at the last moment: when the sweeping transaction is about to commit, it takes the locks, reads the
+//! names with a snapshot of its own that is younger than the locks (the transaction's may be days old), and removes the files when it has
+//! committed, before it lets go of the locks.
+//!
+//! * It may have dropped the table itself, and roll back, wholly or to a savepoint: what it reads is what it commits.
+//! * It may be prepared instead, and end in another session: then it removes no file, which a later sweep does.
+//! * A crash after the commit leaves files to the next sweep.
 //!
 //! Where logs are archived (`strata.log_backup` has rows), a row, and so its file, also waits until the fragment log has the
 //! fragment, however long the agent is away: else no recovery could reach a moment at which it was in use.
@@ -18,15 +25,16 @@
 //! nobody has claimed: its own, which its agent fills.
 
 use super::claim;
+use super::in_use::Taken;
 use crate::am::fragments;
 use crate::pg::{catalog, failpoint};
 use pgrx::pg_sys;
 use pgrx::{PgXactCallbackEvent, register_xact_callback};
-use std::collections::HashSet;
-use std::path::Path;
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Files younger than this may belong to a transaction that has not committed.
+/// Younger files stay: whoever shares the store, or copies it, may be about to use them.
 const GRACE: Duration = Duration::from_secs(3600);
 
 /// Rows of files that are gone.
@@ -38,7 +46,14 @@ const LOGGED: &str = "($1 OR NOT EXISTS (SELECT FROM strata.log_backup) \
     OR pg_catalog.concat($2::pg_catalog.oid, '/', f.hash) IN (SELECT l.name FROM strata.log_backup AS l \
         WHERE l.kind OPERATOR(pg_catalog.=) 'fragment'))";
 
-/// Removes catalog rows of files that are gone, and at commit the files that no row names. Returns the number of those.
+thread_local! {
+    /// The grace of a sweep in this transaction, until it is about to commit.
+    static PLANNED: Cell<Option<Duration>> = const { Cell::new(None) };
+    /// What goes when the transaction has committed.
+    static ORPHANS: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Removes catalog rows of files that are gone, and at commit the files that no row names. Returns the number of those, as it is now.
 pub fn sweep(grace: Option<Duration>) -> i64 {
     // SAFETY: reads shared state.
     let recovering = unsafe { pg_sys::RecoveryInProgress() };
@@ -48,38 +63,60 @@ pub fn sweep(grace: Option<Duration>) -> i64 {
     if !claim::may_remove_files(recovering) {
         return 0;
     }
-    let mut named = HashSet::new();
-    catalog::as_owner(|| {
-        pgrx::Spi::connect(|client| {
-            if let Ok(rows) = client.select("SELECT hash FROM strata.fragment", None, &[]) {
-                for row in rows {
-                    if let Ok(Some(hash)) = row.get::<String>(1) {
-                        named.insert(hash);
-                    }
-                }
+    let grace = grace.unwrap_or(GRACE);
+    let (now, taken) = orphans(grace);
+    if let Some(taken) = taken {
+        taken.release();
+    }
+    if PLANNED.replace(Some(grace)).is_none() {
+        register_xact_callback(PgXactCallbackEvent::PreCommit, || {
+            if let Some(grace) = PLANNED.take() {
+                ORPHANS.replace(orphans(grace).0);
             }
         });
-    });
-    let mut orphans = Vec::new();
-    let directory = fragments::store();
-    for folder in entries(&directory) {
+        register_xact_callback(PgXactCallbackEvent::Commit, || {
+            failpoint::hit(failpoint::DROP_COMMITTED);
+            for file in ORPHANS.take() {
+                // A file that cannot be removed now is an orphan for the next sweep.
+                let _ = std::fs::remove_file(file);
+            }
+        });
+        register_xact_callback(PgXactCallbackEvent::PrePrepare, || PLANNED.set(None));
+        register_xact_callback(PgXactCallbackEvent::Abort, || {
+            PLANNED.set(None);
+            ORPHANS.take();
+        });
+    }
+    now.len() as i64
+}
+
+/// The files that no row names and that are old enough, as far as they could be locked.
+fn orphans(grace: Duration) -> (Vec<PathBuf>, Option<Taken>) {
+    // SAFETY: reads shared state.
+    let recovering = unsafe { pg_sys::RecoveryInProgress() };
+    let mut taken = if recovering { None } else { Taken::begin() };
+    let mut unnamed = Vec::new();
+    // Read once before the locks, to know which to take, and again with them.
+    let Some(named) = catalog::fragment_hashes() else { return (unnamed, taken) };
+    for folder in entries(&fragments::store()) {
         for file in entries(&folder) {
-            let Some(name) = file.file_name().and_then(|n| n.to_str()) else { continue };
-            let hash = name.strip_suffix(".frag").unwrap_or(name);
-            if !named.contains(hash) && old_enough(&file, grace.unwrap_or(GRACE)) {
-                orphans.push(file);
+            let Some(hash) = hash_of(&file) else { continue };
+            if !named.contains(hash) && old_enough(&file, grace) && taken.as_mut().is_none_or(|t| t.file(hash)) {
+                unnamed.push(file);
             }
         }
     }
-    let count = orphans.len() as i64;
-    register_xact_callback(PgXactCallbackEvent::Commit, move || {
-        failpoint::hit(failpoint::DROP_COMMITTED);
-        for file in &orphans {
-            // A file that cannot be removed now is an orphan for the next sweep.
-            let _ = std::fs::remove_file(file);
-        }
-    });
-    count
+    if !unnamed.is_empty() {
+        let Some(named) = catalog::fragment_hashes() else { return (Vec::new(), taken) };
+        unnamed.retain(|file| hash_of(file).is_some_and(|hash| !named.contains(hash)));
+    }
+    (unnamed, taken)
+}
+
+/// The hash of the fragment in a file, or its whole name.
+fn hash_of(file: &Path) -> Option<&str> {
+    let name = file.file_name()?.to_str()?;
+    Some(name.strip_suffix(".frag").unwrap_or(name))
 }
 
 fn sweep_catalog(by_hand: bool) {
@@ -133,7 +170,7 @@ fn sweep_catalog(by_hand: bool) {
     }
 }
 
-fn entries(directory: &Path) -> Vec<std::path::PathBuf> {
+fn entries(directory: &Path) -> Vec<PathBuf> {
     match std::fs::read_dir(directory) {
         Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
         Err(_) => Vec::new(),

@@ -1,10 +1,11 @@
 //! Writing fragments: rows in, durable files and catalog rows out.
 //!
 //! A file is written, synchronized and renamed before its catalog row is inserted, in the same transaction. So a crash or
-//! an abort leaves at most a file that nothing names, which the sweeper removes, and never a row without its file.
+//! an abort leaves at most a file that nothing names, which the sweeper removes, and never a row without its file. Until the transaction
+//! has ended, locks keep the sweeper away ([`super::in_use`]).
 
-use super::claim;
 use super::throttle::Throttle;
+use super::{claim, in_use};
 use crate::am::datum::{self, Kind, Number};
 use crate::am::fragments::TableFragment;
 use crate::am::{fragments, handler, index};
@@ -18,7 +19,7 @@ use pgrx::pg_sys::*;
 use roaring::{RoaringBitmap, RoaringTreemap};
 use std::result::Result;
 use std::string::String;
-use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, PhysicalType, Schema};
+use strata_fragment::{Builder, BuilderOptions, ColumnSpec, FragmentError, KeySpec, PhysicalType, Schema, make_folder};
 
 /// The rows of one fragment that was written, by position: what the caller gave for each row.
 pub struct Finished {
@@ -209,7 +210,8 @@ impl FragmentWriter {
         }
         pgrx::check_for_interrupts!();
         let directory = fragments::store();
-        if let Err(e) = std::fs::create_dir_all(&directory).and_then(|()| claim::for_writing()) {
+        self.take(make_folder(&directory));
+        if let Err(e) = claim::for_writing() {
             StrataError::FragmentIo {
                 relid: self.relid,
                 what: format!("{}: {e}", directory.display()),
@@ -217,7 +219,7 @@ impl FragmentWriter {
             }
             .raise();
         }
-        let finished = builder.finish(&directory);
+        let finished = builder.finish_named(&directory, in_use::hold);
         let written = self.take(finished);
         let tags = std::mem::take(&mut self.tags);
         self.memory = Building::default();
@@ -297,7 +299,7 @@ pub unsafe fn rewrite(
 fn placed(f: Finished, heap_bytes: u64, of_rows: u64, folded: &RoaringTreemap) -> FragmentRow {
     let mut row = f.row;
     let first = f.tags.first().copied().unwrap_or(0);
-    let offset = |row_id: u64| (row_id - first) as u32;
+    let offset = |row_id: u64| row_id_offset(first, row_id);
     row.first_row_id = first;
     if f.tags.last().is_some_and(|last| last - first + 1 != row.row_count) {
         let mut ids: RoaringBitmap = f.tags.iter().map(|t| offset(*t)).collect();
@@ -308,6 +310,12 @@ fn placed(f: Finished, heap_bytes: u64, of_rows: u64, folded: &RoaringTreemap) -
     row.deleted = (!deleted.is_empty()).then_some(deleted);
     row.heap_bytes = (u128::from(heap_bytes) * u128::from(row.row_count) / u128::from(of_rows.max(1))) as u64;
     row
+}
+
+/// A row id as a bitmap beside the fragment has it, which begins at `first`. The row ids of one fragment span less than 2^32.
+pub fn row_id_offset(first: u64, row_id: u64) -> u32 {
+    u32::try_from(row_id - first)
+        .unwrap_or_else(|_| pgrx::error!("strata: row ids {first} and {row_id} are too far apart for one fragment"))
 }
 
 unsafe fn rewrite_sorted_by(
