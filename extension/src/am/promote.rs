@@ -323,6 +323,7 @@ pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId
         if !handed && !table.fetch(rel, row_id, slot) {
             StrataError::NoSuchRow { relid, row_id }.raise();
         }
+        failpoint::hit(failpoint::PROMOTE_BEGUN);
         let mut should_free = false;
         let source = pg_sys::ExecFetchSlotHeapTuple(slot, true, &mut should_free);
         let tuple = pg_sys::heap_copytuple(source);

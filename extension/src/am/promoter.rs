@@ -17,6 +17,11 @@
 //! **Failure.** A worker that dies of an ERROR or is terminated marks its running request failed on exit; a killed one makes
 //! the postmaster reset shared memory. A worker that cannot start is noticed by whoever waits, who promotes by itself.
 //!
+//! A requester gives its slot back however it ends: by an ERROR when the guard is dropped, by FATAL (where nothing is dropped) in a
+//! callback that runs before its locks go. A request that nobody has begun is taken back, by compare-and-swap: the worker may begin it
+//! at the same time. One that is running is waited for, however long it takes: the worker relies on the requester's lock, and reads the
+//! slot.
+//!
 //! **Durability.** The worker commits asynchronously. Its commit record precedes everything that the requester writes, so
 //! it is durable when the requester's commit is.
 
@@ -86,6 +91,9 @@ struct Shared {
 
 thread_local! {
     static SHARED: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+    /// The slot that this backend has claimed.
+    static CLAIMED: Cell<Option<&'static Request>> = const { Cell::new(None) };
+    static WILL_GIVE_BACK: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What became of a request.
@@ -144,8 +152,9 @@ fn my_database() -> u32 {
 /// the same statement have gone before, so others will follow.
 pub fn request(relid: Oid, row_id: u64, tuple: Option<Vec<u8>>, more: bool) -> Reply {
     let Some(shared) = shared() else { return Reply::Unavailable };
-    let Some(slot) = claim(shared) else { return Reply::Unavailable };
-    let guard = Claimed(slot);
+    give_back_on_exit();
+    let Some(guard) = claim(shared) else { return Reply::Unavailable };
+    let slot = guard.0;
     slot.database.store(my_database(), Ordering::Relaxed);
     slot.relid.store(relid.to_u32(), Ordering::Relaxed);
     slot.row_id.store(row_id, Ordering::Relaxed);
@@ -196,26 +205,56 @@ fn spin_until(mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// A request slot that is given back when its owner is through, also by an ERROR. A running request is waited for: the
-/// worker relies on the owner's lock.
+/// A request slot that is given back when its owner is through, also by an ERROR.
 struct Claimed(&'static Request);
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        let end = now() + 60_000;
-        while self.0.state.load(Ordering::Acquire) == state::RUNNING && now() < end {
-            std::thread::sleep(std::time::Duration::from_micros(100));
-        }
-        self.0.state.store(state::FREE, Ordering::Release);
+        give_back();
     }
 }
 
-fn claim(shared: &'static Shared) -> Option<&'static Request> {
+/// Gives the slot back that this backend has claimed.
+fn give_back() {
+    let Some(slot) = CLAIMED.take() else { return };
+    loop {
+        match slot.state.load(Ordering::Acquire) {
+            state::REQUESTED if !slot.take_back() => {}
+            state::RUNNING => {
+                // SAFETY: asks who the parent is; a plain variable of the backend.
+                if unsafe { libc::getppid() != pg_sys::PostmasterPid } {
+                    // Everything ends, and nobody will claim the slot any more.
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+            _ => break,
+        }
+    }
+    slot.state.store(state::FREE, Ordering::Release);
+}
+
+/// Has the slot given back when this backend ends, before its transaction does (callbacks run in the reverse order of their
+/// registration, and that of the transaction's end was registered when the backend started).
+fn give_back_on_exit() {
+    if !WILL_GIVE_BACK.replace(true) {
+        // SAFETY: the callback stays loaded.
+        unsafe { pg_sys::before_shmem_exit(Some(requester_exits), pg_sys::Datum::from(0)) };
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn requester_exits(_code: i32, _arg: pg_sys::Datum) {
+    give_back();
+}
+
+fn claim(shared: &'static Shared) -> Option<Claimed> {
     for _ in 0..1000 {
         for slot in &shared.requests {
             let free = slot.state.compare_exchange(state::FREE, state::CLAIMED, Ordering::AcqRel, Ordering::Relaxed);
             if free.is_ok() {
-                return Some(slot);
+                CLAIMED.set(Some(slot));
+                return Some(Claimed(slot));
             }
         }
         pgrx::check_for_interrupts!();
@@ -307,21 +346,29 @@ impl Request {
 }
 
 thread_local! {
-    static MY_WORKER: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// This worker's entry and database, as long as it has the entry.
+    static ENTRY: Cell<Option<(&'static Worker, u32)>> = const { Cell::new(None) };
+    /// What this worker is doing.
+    static RUNNING: Cell<Option<&'static Request>> = const { Cell::new(None) };
 }
 
 /// The worker's exit: its entry is free, what it was doing has failed.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
-    let Some(shared) = shared() else { return };
-    let Some(worker) = shared.workers.get(MY_WORKER.get()) else { return };
-    let database = worker.database.swap(0, Ordering::AcqRel);
-    worker.latch.store(std::ptr::null_mut(), Ordering::Release);
-    for r in &shared.requests {
-        if r.state.load(Ordering::Acquire) == state::RUNNING && r.database.load(Ordering::Relaxed) == database {
-            r.set_text("the promoter was terminated");
-            r.answer(state::FAILED);
-        }
+    leave();
+    if let Some(request) = RUNNING.take() {
+        request.set_text("the promoter was terminated");
+        request.answer(state::FAILED);
+    }
+}
+
+/// Leaves the entry to others, unless somebody who did not expect this worker any more has taken it.
+fn leave() {
+    if let Some((worker, database)) = ENTRY.take() {
+        // SAFETY: a plain variable of the process.
+        let latch = unsafe { pg_sys::MyLatch };
+        let _ = worker.latch.compare_exchange(latch, std::ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed);
+        let _ = worker.database.compare_exchange(database, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 
@@ -332,8 +379,8 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
     let packed = arg.value() as i64;
     let (index, database) = ((packed >> 32) as usize, (packed & 0xffff_ffff) as u32);
     let Some(shared) = shared() else { return };
-    MY_WORKER.set(index);
     let worker = &shared.workers[index];
+    ENTRY.set(Some((worker, database)));
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     // SAFETY: the first things that a background worker does.
     unsafe {
@@ -343,6 +390,10 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
         pg_sys::DefaultXactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
         pg_sys::DefaultXactReadOnly = false;
         worker.latch.store(pg_sys::MyLatch, Ordering::Release);
+    }
+    if worker.database.load(Ordering::Acquire) != database {
+        // It has taken too long to come up, and was given up.
+        return;
     }
     let mut last = now();
     let mut more = false;
@@ -361,9 +412,7 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
         }
         if now() - last > IDLE_MS {
             // Who comes after this starts another worker; who came before it is seen once more.
-            worker.latch.store(std::ptr::null_mut(), Ordering::Release);
-            worker.database.store(0, Ordering::Release);
-            MY_WORKER.set(usize::MAX);
+            leave();
             while let Some(request) = next(shared, database) {
                 run(request);
             }
@@ -384,17 +433,24 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
 
 /// Takes the next request for a database.
 fn next(shared: &'static Shared, database: u32) -> Option<&'static Request> {
-    shared.requests.iter().find(|r| {
-        r.database.load(Ordering::Relaxed) == database
-            && r.state.compare_exchange(state::REQUESTED, state::RUNNING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    })
+    let mine = |r: &Request| r.database.load(Ordering::Relaxed) == database;
+    for r in shared.requests.iter().filter(|r| mine(r)) {
+        if r.state.compare_exchange(state::REQUESTED, state::RUNNING, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if mine(r) {
+                RUNNING.set(Some(r));
+                return Some(r);
+            }
+            // The slot has changed hands meanwhile. Its owner wakes the right worker again as long as nobody begins it.
+            r.state.store(state::REQUESTED, Ordering::Release);
+        }
+    }
+    None
 }
 
 /// Promotes a row in a transaction.
 fn run(request: &'static Request) {
     let relid = Oid::from(request.relid.load(Ordering::Relaxed));
     let row_id = request.row_id.load(Ordering::Relaxed);
-    // Copied before anything that takes time: an owner that is ended does not wait for ever.
     let length = (request.length.load(Ordering::Relaxed) as usize).min(handed::MOST_BYTES);
     // SAFETY: the request is running; so many bytes were written before it was made.
     let tuple =
@@ -423,6 +479,7 @@ fn run(request: &'static Request) {
         })
     })
     .execute();
+    RUNNING.set(None);
     match waiting {
         Ok(None) => request.answer(state::DONE),
         Ok(Some(xid)) => {
@@ -444,8 +501,13 @@ unsafe fn promote_one(relid: Oid, row_id: u64, tuple: Option<&[u8]>) -> Option<p
         if !handler::is_warm(rel.0) {
             return None;
         }
-        // Index expressions run as the table's owner, as in any maintenance.
-        pg_sys::SetUserIdAndSecContext((*(*rel.0).rd_rel).relowner, pg_sys::SECURITY_RESTRICTED_OPERATION as i32);
+        // Index expressions run as the table's owner, as in any maintenance. (After an ERROR the end of the transaction restores both.)
+        let (mut user, mut context) = (Oid::INVALID, 0);
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            (*(*rel.0).rd_rel).relowner,
+            context | pg_sys::SECURITY_RESTRICTED_OPERATION as i32,
+        );
         let mut at = tid::from_row_id(row_id);
         pg_sys::LockTuple(rel.0, &mut at, pg_sys::ExclusiveLock as i32);
         let state = deletion::latest(rel.0, row_id);
@@ -458,6 +520,7 @@ unsafe fn promote_one(relid: Oid, row_id: u64, tuple: Option<&[u8]>) -> Option<p
             RowState::InProgress(xid) => Some(xid),
         };
         pg_sys::UnlockTuple(rel.0, &mut at, pg_sys::ExclusiveLock as i32);
+        pg_sys::SetUserIdAndSecContext(user, context);
         waiting
     }
 }

@@ -16,6 +16,8 @@ pub const MOVE_BEFORE_COMMIT: &str = "move:before_commit";
 pub const CONSOLIDATE_BEFORE_SWAP: &str = "consolidate:before_swap";
 /// The consolidation is done, the transaction is not committed.
 pub const CONSOLIDATE_BEFORE_COMMIT: &str = "consolidate:before_commit";
+/// The table is open and the row is locked, nothing is promoted yet.
+pub const PROMOTE_BEGUN: &str = "promote:begun";
 /// The delta store has the row, the deletion vector does not have it yet.
 pub const PROMOTE_INSERTED: &str = "promote:inserted";
 /// The deletion vector has the row, the indexes do not know it yet.
