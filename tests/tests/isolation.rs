@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use strata_tests::process::{give_to_server, pg_config, run};
-use strata_tests::{Cluster, Options, source_dir};
+use strata_tests::{Cluster, Options, checks, source_dir, twin};
 
 /// Heap under the names of Strata.
 const HEAP_AS_WARM: &str = "
@@ -114,4 +114,50 @@ fn every_spec_gives_on_warm_what_it_gives_on_heap() {
         panic!("warm is not like heap:\n{said}");
     }
     println!("{} specs: {}", specs.len(), specs.join(" "));
+}
+
+/// The row that is read is in a fragment for the old snapshot; the delta row that took its place, and was deleted, is in a store that has
+/// been written anew since: nobody can tell who deleted it, and both transactions must not commit. (Heap refuses the first one's UPDATE.)
+#[test]
+fn a_serializable_transaction_that_is_older_than_a_consolidation_keeps_its_conflicts() {
+    let options =
+        Options::new().set("strata.policy_interval", "0").set("autovacuum", "off").set("strata.snapshot_wait", "0");
+    let cluster = Cluster::with(options).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(
+        "CREATE TABLE w (id int PRIMARY KEY, v int); INSERT INTO w SELECT i, 0 FROM generate_series(1, 500) i",
+    )
+    .unwrap();
+    c.batch_execute("SELECT strata.to_warm('w')").unwrap();
+    c.batch_execute("INSERT INTO w SELECT i, 0 FROM generate_series(1001, 1100) i").unwrap();
+    let (mut first, mut second) = (cluster.connect().unwrap(), cluster.connect().unwrap());
+    first.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM pg_class").unwrap();
+    // Whoever deletes the row finds it promoted, and has nothing to mark itself.
+    c.batch_execute("SELECT v FROM w WHERE id = 1 FOR UPDATE").unwrap();
+    second
+        .batch_execute(
+            "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM w WHERE id = 2; DELETE FROM w WHERE id = 1; COMMIT",
+        )
+        .unwrap();
+    let file = "SELECT pg_relation_filenode('w')";
+    let before = twin::value(&mut c, file).unwrap();
+    c.batch_execute("SELECT strata.consolidate('w')").unwrap();
+    assert_ne!(twin::value(&mut c, file).unwrap(), before, "the table has another file");
+    // Nor does it concern those who are younger.
+    cluster
+        .connect()
+        .unwrap()
+        .batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SELECT count(*) FROM w; COMMIT")
+        .unwrap();
+    let (code, said) =
+        checks::failure(&mut first, "SELECT v FROM w WHERE id = 1; UPDATE w SET v = 2 WHERE id = 2; COMMIT").unwrap();
+    assert_eq!(code, "40001", "{said}");
+    first.batch_execute("ROLLBACK").unwrap();
+    // Once more, it goes through.
+    first
+        .batch_execute(
+            "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM w WHERE id = 1; UPDATE w SET v = 2 WHERE id = 2; COMMIT",
+        )
+        .unwrap();
+    assert_eq!(twin::value(&mut c, "SELECT string_agg(v::text, ',' ORDER BY id) FROM w WHERE id < 4").unwrap(), "2,0");
 }

@@ -4,12 +4,14 @@
 //! row moves from its virtual TID (R) to a delta row (D) when it is promoted, which is no change of the row:
 //!
 //! * who reads R with a snapshot older than the promotion takes the predicate lock on R, and looks at D's xmax for a
-//!   writer that it does not see (conflict out);
+//!   writer that it does not see (conflict out); if the table has got another file since, D is somewhere else in it, nobody knows
+//!   where, and the reader has to try again (40001);
 //! * who writes D checks the predicate locks of R too, found through the deletion vector (conflict in).
 //!
 //! Only serializable transactions pay for it.
 
 use super::deletion;
+use crate::error::StrataError;
 use crate::pg::{catalog, compat, ext, guarded, tid};
 use pgrx::pg_sys;
 
@@ -98,6 +100,10 @@ unsafe fn conflict_out(rel: pg_sys::Relation, d: &catalog::Deletion, snapshot: p
     // SAFETY: `rel` is open; heap_fetch pins the buffer of a tuple that it finds, SnapshotAny finds any that is there.
     unsafe {
         if d.filenode != compat::filenode(rel) {
+            // Not for a reader that is safe, or whom serializability does not concern.
+            if guarded(|| ext::CheckForSerializableConflictOutNeeded(rel, snapshot)) {
+                StrataError::Relocated { relid: (*rel).rd_id, row_id: d.row_id }.raise();
+            }
             return;
         }
         let mut tuple = pg_sys::HeapTupleData { t_self: d.delta, ..Default::default() };

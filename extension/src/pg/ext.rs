@@ -68,6 +68,8 @@ unsafe extern "C-unwind" {
     pub fn CheckForSerializableConflictIn(relation: Relation, tid: ItemPointer, blkno: BlockNumber);
     /// `predicate.c`
     pub fn CheckForSerializableConflictOut(relation: Relation, xid: TransactionId, snapshot: Snapshot);
+    /// `predicate.c`: whether the transaction has to look for writers of what `snapshot` reads.
+    pub fn CheckForSerializableConflictOutNeeded(relation: Relation, snapshot: Snapshot) -> bool;
     /// `predicate.c`: makes the predicate locks on pages and tuples locks on the table.
     pub fn TransferPredicateLocksToHeapRelation(relation: Relation);
     /// `heapam.c`: moves `newest` up to the transaction that a snapshot must see as ended not to miss a dead tuple.
