@@ -352,3 +352,55 @@ fn a_unique_index_that_comes_later_gets_its_pages() {
     let (_, said) = checks::failure(&mut c, "INSERT INTO w VALUES (md5('fresh')::uuid, 0, md5('c77'), 'x')").unwrap();
     assert!(said.contains("w_code_key"), "{said}");
 }
+
+/// Small neighbours are merged, but the row ids of a fragment span less than 2^32.
+#[test]
+fn fragments_whose_row_ids_are_far_apart_are_not_merged() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    tables(&mut c, 300);
+    // An index that holds the row ids.
+    c.batch_execute("CREATE INDEX w_next ON w ((n + 1)); SET strata.fragment_rows = 10000").unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
+    // As after four thousand million rows that came and went.
+    c.batch_execute("UPDATE strata.warm_table SET next_row_id = next_row_id + 5000000000").unwrap();
+    for first in [301, 601, 901] {
+        more(&mut c, first, 300);
+        c.execute("SELECT strata.consolidate('w')", &[]).unwrap();
+        exact(&cluster, &mut c, first + 299);
+    }
+    c.batch_execute("DELETE FROM w WHERE n % 3 = 0; DELETE FROM h WHERE n % 3 = 0").unwrap();
+    c.execute("SELECT strata.consolidate('w')", &[]).unwrap();
+    exact(&cluster, &mut cluster.connect().unwrap(), 1200);
+    let fragments = number(&mut c, "SELECT count(*) FROM strata.fragments");
+    assert_eq!(fragments, 2, "what is near is merged");
+    c.batch_execute("SET enable_seqscan = off; SET strata.enable_warm_scan = off").unwrap();
+    for n in [1, 299, 301, 602, 1199] {
+        let sql = format!("SELECT n FROM w WHERE n + 1 = {n} + 1");
+        assert!(twin::plan(&mut c, &sql).unwrap().contains("w_next"), "{sql}");
+        assert_eq!(twin::rows(&mut c, &sql).unwrap(), [[Some(n.to_string())]], "{sql}");
+    }
+}
+
+/// The numbers of segments begin anew with the extension: what a session has read of the former ones must not count.
+#[test]
+fn an_extension_that_is_created_again_has_an_index_of_its_own() {
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute("SET strata.fragment_rows = 20").unwrap();
+    let mut segments = Vec::new();
+    for first in [1, 10_001] {
+        tables(&mut c, 0);
+        more(&mut c, first, 400);
+        checks::rewarm(&mut c, "w").unwrap();
+        segments.push(twin::rows(&mut c, "SELECT segment_id, page FROM strata.segment_page ORDER BY 1, 2").unwrap());
+        for i in first..first + 400 {
+            let found = |c: &mut Client| number(c, &format!("SELECT count(*) FROM w WHERE id = md5('{i}')::uuid"));
+            assert_eq!(found(&mut c), 1, "row {i}");
+        }
+        let again = format!("INSERT INTO w VALUES (md5('{}')::uuid, 1, NULL, 'twice')", first + 100);
+        assert_eq!(checks::failure(&mut c, &again).unwrap().0, "23505");
+        c.batch_execute("DROP EXTENSION strata CASCADE; DROP TABLE h; CREATE EXTENSION strata").unwrap();
+    }
+    assert_eq!(segments[0], segments[1], "the same numbers");
+}

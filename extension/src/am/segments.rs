@@ -76,11 +76,11 @@ pub fn count(f: impl FnOnce(&mut Counters)) {
     COUNTERS.set(counters);
 }
 
-/// A segment and the number of one of its pages.
-type PageKey = (i64, u32);
+/// The table of the pages, a segment and the number of one of its pages.
+type PageKey = (pg_sys::Oid, i64, u32);
 
 /// Pages in memory, each with when it was last asked for. A page never changes and its segment's number is never
-/// used again, so nothing has to be forgotten.
+/// used again as long as the table is there, so nothing has to be forgotten. (An extension that is created anew has another table.)
 #[derive(Default)]
 struct Pages {
     pages: HashMap<PageKey, (u64, Rc<Vec<u8>>)>,
@@ -113,14 +113,16 @@ impl Pages {
 
 /// A checked page of a segment.
 fn page(segment: i64, map: &KeyMap, number: u32) -> Result<Rc<Vec<u8>>, SegmentDamage> {
-    if let Some(page) = PAGES.with_borrow_mut(|pages| pages.get((segment, number))) {
+    let missing = || SegmentDamage(format!("page {number} is missing"));
+    let key = (segment_rows::page_table().ok_or_else(missing)?, segment, number);
+    if let Some(page) = PAGES.with_borrow_mut(|pages| pages.get(key)) {
         return Ok(page);
     }
     let page = segment_rows::page(segment, number);
-    let page = Rc::new(page.ok_or_else(|| SegmentDamage(format!("page {number} is missing")))?);
+    let page = Rc::new(page.ok_or_else(missing)?);
     map.check_page(number, &page)?;
     count(|c| c.pages_read += 1);
-    PAGES.with_borrow_mut(|pages| pages.put((segment, number), Rc::clone(&page)));
+    PAGES.with_borrow_mut(|pages| pages.put(key, Rc::clone(&page)));
     Ok(page)
 }
 

@@ -64,6 +64,11 @@ pub fn is_there() -> bool {
     oids().is_some()
 }
 
+/// The table of the pages, if there is one.
+pub fn page_table() -> Option<Oid> {
+    oids().map(|o| o.page)
+}
+
 /// The number of columns of `strata.segment`, and the places (from 0) of those that are read or changed.
 const COLUMNS: usize = 12;
 const ID: usize = 0;

@@ -14,7 +14,7 @@
 //!
 //! **Row ids stay.** A row that is written again keeps its row id: the row ids of such a fragment are a bitmap beside it
 //! (`strata.fragment.row_ids`), position and row id are rank and select in it. Only neighbours are merged, so the row ids of
-//! one fragment still lie before those of the next. The fragment index leads to row ids, so only its directories change (`index`). Index entries of fragment rows (of indexes that have any) stay valid; entries of rows
+//! one fragment still lie before those of the next, and only while their row ids span less than 2^32. The fragment index leads to row ids, so only its directories change (`index`). Index entries of fragment rows (of indexes that have any) stay valid; entries of rows
 //! that are no more lead nowhere.
 //!
 //! **Snapshots.** Only rows that no snapshot sees are left out, and only rows that every snapshot sees leave the delta store. So
@@ -174,7 +174,7 @@ unsafe fn write(rel: Relation, table: &Rc<TableFragments>, horizon: TransactionI
                 let mut ids = gone.iter();
                 ids.advance_to(first);
                 let mut deleted: RoaringBitmap =
-                    ids.take_while(|id| *id < f.end()).map(|id| (id - first) as u32).collect();
+                    ids.take_while(|id| *id < f.end()).map(|id| writer::row_id_offset(first, id)).collect();
                 deleted.optimize();
                 let before = f.row.deleted.as_ref().map_or(0, RoaringBitmap::len);
                 (deleted.len() > before).then_some((i, deleted))
@@ -216,7 +216,9 @@ unsafe fn groups(rel: Relation, table: &TableFragments, gone: &RoaringTreemap) -
             (start, live, due) = (i + 1, 0, false);
             continue;
         }
-        if live + left > most {
+        // What the bitmaps beside a fragment can tell apart.
+        let is_far = f.end() - table.list[start].row.first_row_id > u64::from(u32::MAX);
+        if live + left > most || is_far {
             close(start, i, due);
             (start, live, due) = (i, 0, false);
         }

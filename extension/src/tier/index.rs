@@ -459,7 +459,10 @@ impl Work<'_> {
             let place = Place { first: f.row.first_row_id, end: f.end() };
             runs.push(Run::Hashes(hashes, places.number(place)));
             if in_memory > KEYS_IN_MEMORY {
-                temporary.push(spill(&mut runs, &places, &order)?);
+                if let Err(damage) = spill(&mut runs, &places, &order, &mut temporary) {
+                    temporary.into_iter().for_each(segment_rows::remove_pages);
+                    return Err(damage);
+                }
                 in_memory = 0;
             }
         }
@@ -494,12 +497,13 @@ impl Work<'_> {
     }
 }
 
-/// Writes the keys that are in memory to pages of their own, which take their place among the runs. Returns their number.
-fn spill(runs: &mut Vec<Run>, places: &Places, key: &[i16]) -> Result<i64, SegmentDamage> {
+/// Writes the keys that are in memory to pages of their own, which take their place among the runs; their number is added to `temporary`.
+fn spill(runs: &mut Vec<Run>, places: &Places, key: &[i16], temporary: &mut Vec<i64>) -> Result<(), SegmentDamage> {
     let (hashes, rest): (Vec<Run>, Vec<Run>) =
         std::mem::take(runs).into_iter().partition(|r| matches!(r, Run::Hashes(..)));
     *runs = rest;
     let id = segment_rows::new_id();
+    temporary.push(id);
     let most = hashes.iter().map(Run::len).sum();
     let entries = merge_entries(hashes.iter().map(Run::entries).collect());
     let mut pages = PageWriter::new(id);
@@ -508,13 +512,14 @@ fn spill(runs: &mut Vec<Run>, places: &Places, key: &[i16]) -> Result<i64, Segme
             pages.put(number, &page);
         }
         Ok::<(), SegmentDamage>(())
-    })?;
+    });
     pages.map(PageWriter::close);
+    let map = map?;
     // SAFETY: a transaction is in progress; the pages are read from here on.
     unsafe { pg_sys::CommandCounterIncrement() };
     let same = (0..places.list.len() as u32).map(Some).collect();
     runs.push(Run::Pages(id, map, same));
-    Ok(id)
+    Ok(())
 }
 
 impl Run {

@@ -199,7 +199,10 @@ unsafe fn marks(rel: Relation, oldest_xmin: TransactionId) -> Marks {
             if mark.own_command.is_none()
                 && (mark.xmin == FrozenTransactionId || TransactionIdPrecedes(mark.xmin, oldest_xmin))
             {
-                marks.dead.push(mark.row_id);
+                // Marks come by row id. A row may have two.
+                if marks.dead.last() != Some(&mark.row_id) {
+                    marks.dead.push(mark.row_id);
+                }
                 marks.traces.lose(mark.xmin);
                 continue;
             }
