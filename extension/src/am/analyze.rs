@@ -175,7 +175,10 @@ pub unsafe extern "C-unwind" fn relation_estimate_size(
 }
 
 /// The virtual blocks of a table: 291 rows each, by fragment.
-unsafe fn virtual_blocks(rel: Relation) -> Vec<(u64, u64)> {
+///
+/// # Safety
+/// `rel` is open.
+pub unsafe fn virtual_blocks(rel: Relation) -> Vec<(u64, u64)> {
     // SAFETY: `rel` is open.
     let Some(table) = (unsafe { fragments::of(rel) }) else { return Vec::new() };
     let mut blocks = Vec::new();
@@ -197,7 +200,7 @@ unsafe fn virtual_blocks(rel: Relation) -> Vec<(u64, u64)> {
 pub unsafe fn sample_next_block(scan: TableScanDesc, state: *mut SampleScanState, current: &mut i64) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let blocks = virtual_blocks((*scan).rs_rd);
+        let blocks = (*scan.cast::<scan::WarmScan>()).sample_blocks((*scan).rs_rd);
         let next = match (*(*state).tsmroutine).NextSampleBlock {
             Some(choose) => {
                 let block = guarded(|| choose(state, blocks.len() as BlockNumber));
@@ -228,7 +231,7 @@ pub unsafe fn sample_next_tuple(
 ) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let blocks = virtual_blocks((*scan).rs_rd);
+        let blocks = (*scan.cast::<scan::WarmScan>()).sample_blocks((*scan).rs_rd);
         let Some((first, end)) = blocks.get(block as usize).copied() else { return false };
         let Some(choose) = (*(*state).tsmroutine).NextSampleTuple else { return false };
         loop {

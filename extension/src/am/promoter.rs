@@ -29,7 +29,7 @@ use super::deletion::{self, RowState};
 use super::{handed, handler, promote};
 use crate::error::StrataError;
 use crate::guc;
-use crate::pg::{OpenRelation, tid};
+use crate::pg::{OpenRelation, compat, tid};
 use pgrx::PgTryBuilder;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::pg_sys;
@@ -387,7 +387,7 @@ pub extern "C-unwind" fn strata_promoter_main(arg: pg_sys::Datum) {
         pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0));
         pg_sys::BackgroundWorkerInitializeConnectionByOid(Oid::from(database), Oid::INVALID, 0);
         pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
-        pg_sys::DefaultXactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
+        compat::lift_session_limits();
         pg_sys::DefaultXactReadOnly = false;
         worker.latch.store(pg_sys::MyLatch, Ordering::Release);
     }

@@ -55,6 +55,15 @@ impl WarmScan {
         self.in_fragments = false;
     }
 
+    /// The virtual blocks of the table, for TABLESAMPLE: the row ids of each.
+    ///
+    /// # Safety
+    /// `rel` is the scan's table.
+    pub unsafe fn sample_blocks(&mut self, rel: Relation) -> &[(u64, u64)] {
+        // SAFETY: made by scan_begin; the caller's promise.
+        unsafe { (*self.rows).sample_blocks.get_or_insert_with(|| super::analyze::virtual_blocks(rel)) }
+    }
+
     /// The next fragment row for ANALYZE; `live` grows by what it stands for.
     ///
     /// # Safety
@@ -104,6 +113,8 @@ pub struct FragmentRows {
     range: Option<Range<u64>>,
     /// ANALYZE reads about this many rows.
     sample_limit: Option<u64>,
+    /// For TABLESAMPLE.
+    sample_blocks: Option<Vec<(u64, u64)>>,
     choice: Option<Choice>,
     context: MemoryContext,
 }

@@ -18,6 +18,10 @@
 //! resolves such chains by (xmax of the old, xmin of the new version); for that the delta row must look like an update. A standby is
 //! told which of its snapshots are older than all that (`pg::standby`).
 //!
+//! **Serializable.** A row that was promoted is written as one that the promoter updated, which is not serializable. So a serializable
+//! transaction whose snapshot is older than the promotion, and that reads the row only after the move, gets no conflict with who has
+//! changed the delta row. (As long as the table is warm, `am::ssi` tells it.)
+//!
 //! **Places.** The rewrite fills pages one after the other, so the n-th copied row is in the page whose first row's number is
 //! the last not above n. Copied rows are numbered fragment rows first, by row id, then delta rows by TID; two bitmaps and one
 //! number a page tell the place of any copy.

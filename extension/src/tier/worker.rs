@@ -141,6 +141,7 @@ pub extern "C-unwind" fn strata_consolidation_main(arg: pg_sys::Datum) {
         crate::pg::ext::pqsignal(libc::SIGTERM, Some(crate::pg::ext::die));
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::Oid::INVALID, 0);
+        crate::pg::compat::lift_session_limits();
         // The table may be gone, or hot, by the time that VACUUM lets go of it.
         let sql = format!(
             "SELECT strata.consolidate(c.oid) FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_am AS a ON a.oid OPERATOR(pg_catalog.=) c.relam \
