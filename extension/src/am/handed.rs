@@ -2,11 +2,13 @@
 //!
 //! An UPDATE fetches the whole old row by its TID and then changes it. Its promotion needs the same values, and to read them means
 //! to decode one of each column. So the tuple is kept until the next one is fetched, and handed on: to `promote`, or through
-//! shared memory to the promoter, which then reads nothing.
+//! shared memory to the promoter, which then reads nothing. Where none was fetched (INSERT … ON CONFLICT goes by the key), it is read
+//! for that ([`read`]): what this backend has kept of the fragment, the promoter would have to read from the file, all columns of a block.
 //!
 //! A fragment row never changes, but the columns of its table may. So a tuple counts only for the command that fetched it, whose
 //! lock keeps others from changing the table, and only with as many attributes as the table has.
 
+use super::fragments;
 use crate::pg::compat;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -77,6 +79,26 @@ pub unsafe fn take(rel: pg_sys::Relation, row_id: u64) -> Option<Vec<u8>> {
     // SAFETY: the caller's promise.
     let wanted = unsafe { Origin::now(rel, row_id) };
     LAST.with_borrow_mut(|last| (last.0 == wanted).then(|| std::mem::take(last).1))
+}
+
+/// The bytes of the tuple, read for the purpose; None: it is too large to be handed over, or there is no such row.
+///
+/// # Safety
+/// `rel` is open and locked.
+pub unsafe fn read(rel: pg_sys::Relation, row_id: u64) -> Option<Vec<u8>> {
+    // SAFETY: the caller's promise; an ERROR on the way leaves the slot to its memory context.
+    unsafe {
+        let table = fragments::of(rel)?;
+        let slot = pg_sys::MakeSingleTupleTableSlot((*rel).rd_att, &raw const pg_sys::TTSOpsHeapTuple);
+        let bytes = table.fetch(rel, row_id, slot).then(|| {
+            let mut should_free = false;
+            let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, &mut should_free);
+            std::slice::from_raw_parts((*tuple).t_data.cast::<u8>(), (*tuple).t_len as usize)
+        });
+        let bytes = bytes.filter(|bytes| bytes.len() <= MOST_BYTES).map(<[u8]>::to_vec);
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        bytes
+    }
 }
 
 /// Stores a tuple that was handed over in `slot`. False: it does not have the table's attributes.

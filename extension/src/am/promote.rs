@@ -152,6 +152,8 @@ pub unsafe fn target(
                 RowState::Live => {
                     let rows = rows_of_statement(relid, cid);
                     if (purpose == Purpose::Lock || rows <= BULK_ROWS) && by_promoter(rel, row_id) {
+                        // Nobody fetched it before an INSERT … ON CONFLICT. What is read of fragments is kept here, not in the promoter.
+                        let tuple = handed::take(rel, row_id).or_else(|| handed::read(rel, row_id));
                         // What holds SHARE on the table is no business of a row lock, but for an index build.
                         let apart = purpose == Purpose::Lock && !builds::excluded(rel);
                         if apart && !builds::promoting(rel, policy) {
@@ -162,7 +164,7 @@ pub unsafe fn target(
                         } else if !apart {
                             pg_sys::LockRelationOid(relid, pg_sys::RowExclusiveLock as i32);
                         }
-                        let reply = promoter::request(relid, row_id, handed::take(rel, row_id), rows > 1);
+                        let reply = promoter::request(relid, row_id, tuple, rows > 1);
                         if apart {
                             builds::promoted(rel);
                         }
