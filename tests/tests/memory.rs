@@ -191,8 +191,13 @@ fn explain_and_views_say_what_was_chosen_and_why() {
     assert!(property(&nested, "Access").iter().all(|a| a == "direct"), "{nested}");
     c.batch_execute("RESET ALL").unwrap();
 
-    // Two tables that fit by themselves, but not together. In a new session, which has nothing at hand.
+    // Two tables that fit by themselves, but not together. In a new session, which has nothing at hand, and with no other that keeps anything.
+    drop(c);
     let mut c = cluster.connect().unwrap();
+    wait_for("the other session to end", Duration::from_secs(60), || {
+        number(&mut c, "SELECT count(*) FROM strata.stat_access") == 0
+    })
+    .unwrap();
     c.batch_execute("CREATE TABLE u AS TABLE w0").unwrap();
     checks::rewarm(&mut c, "u").unwrap();
     let each = number(&mut c, "SELECT sum(bytes) FROM strata.fragments WHERE \"table\"::text = 'u'");

@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
-use crate::codec::whole::Words;
-use crate::codec::{Lazy, Whole};
+use crate::codec::Lazy;
 use crate::column::Column;
 use crate::memory::{self, Taken};
 
@@ -19,8 +19,6 @@ pub(crate) enum Key {
     Chunk(usize, usize),
     /// A decoded chunk, by block and column.
     Column(usize, usize),
-    /// The whole numbers of a decoded chunk, by block and column.
-    Words(usize, usize),
     /// A filter, by its position and block.
     Filter(usize, usize),
 }
@@ -30,7 +28,6 @@ pub(crate) enum Item {
     /// A checked chunk, and how often single values were read from it.
     Chunk(Rc<(Lazy, Cell<u32>)>),
     Column(Rc<Column>),
-    Words(Rc<(Whole, Words)>),
     Filter(Rc<Vec<u8>>),
 }
 
@@ -41,7 +38,6 @@ impl Item {
             + match self {
                 Self::Chunk(c) => c.0.memory(),
                 Self::Column(c) => size_of::<Column>() + c.memory_bytes(),
-                Self::Words(w) => w.1.memory(),
                 Self::Filter(f) => f.capacity(),
             }
     }
@@ -71,9 +67,36 @@ impl Drop for Entry {
     }
 }
 
+/// Mixes a few small numbers, as in `rustc-hash`: keys are asked for several times a row, and nobody chooses them.
+#[derive(Default)]
+pub(crate) struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        // The table uses the highest and the lowest bits.
+        self.0 ^ self.0 >> 32
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.write_u64(u64::from(*b)));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+
+    fn write_isize(&mut self, n: isize) {
+        self.write_u64(n as u64);
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
-    items: HashMap<Key, Entry>,
+    items: HashMap<Key, Entry, BuildHasherDefault<Mixer>>,
     bytes: usize,
 }
 

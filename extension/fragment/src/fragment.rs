@@ -8,12 +8,12 @@
 //! the process; see [`crate::memory`].
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::cache::{Cache, Item, Key};
-use crate::codec::whole::Words;
-use crate::codec::{self, Context, Lazy, Whole};
+use crate::codec::{self, Context, Lazy, Reading};
 use crate::column::{Column, Dictionary};
 use crate::error::{FragmentError, Result};
 use crate::files::{FileId, read_at};
@@ -291,33 +291,36 @@ impl Fragment {
         Ok(column)
     }
 
-    /// The whole numbers of a column of a block for looking up, kept for the next time; `None` if there are none of that kind.
-    pub(crate) fn words(&self, block: usize, col: usize) -> Result<Option<Rc<(Whole, Words)>>> {
-        let key = Key::Words(block, col);
-        if let Some(Item::Words(w)) = self.cache.borrow_mut().get(key) {
-            return Ok(Some(w));
-        }
-        let chunk = self.chunk(block, col)?;
-        let whole = chunk.repr.whole().is_some() && chunk.zone.null_count == 0;
-        let decoded = self.cache.borrow().contains(Key::Column(block, col));
-        if decoded || !whole || !self.footer.schema.columns[col].ty.is_integer() {
+    /// Whether a column of a block is kept decoded.
+    pub(crate) fn is_decoded(&self, block: usize, col: usize) -> bool {
+        self.cache.borrow().contains(Key::Column(block, col))
+    }
+
+    /// Of a range of rows, those that equal a number, found in the packed chunk, which is kept. In the range the values are in ascending
+    /// order, nulls last. `None` if the column is not of whole numbers, or must be decoded for that.
+    pub(crate) fn equal(
+        &self,
+        block: usize,
+        col: usize,
+        range: Range<u32>,
+        number: i128,
+    ) -> Result<Option<Range<u32>>> {
+        if !self.footer.schema.columns[col].ty.is_integer() || self.chunk(block, col)?.repr.whole().is_none() {
             return Ok(None);
         }
-        let kept = self.cached_chunk(block, col);
-        let words = match kept {
-            Some(chunk) => chunk.0.words(),
-            None => self.read_chunk(block, col)?.words(),
-        };
-        let Some(words) = words.map_err(|e| self.damaged_chunk(block, col, &e))?.map(Rc::new) else { return Ok(None) };
-        let access = self.access.get();
-        let loaded = access == Access::Loaded;
-        if self.keep(key, Item::Words(Rc::clone(&words)), |bytes| memory::take_for_row(bytes, access), loaded)
-            && !loaded
-        {
-            let chunk = self.cache.borrow_mut().remove(Key::Chunk(block, col));
-            drop(chunk);
+        Ok(self.chunk_for_row(block, col)?.0.equal(range, number))
+    }
+
+    /// A chunk of which single values are read, kept for the next of them.
+    fn chunk_for_row(&self, block: usize, col: usize) -> Result<Rc<(Lazy, Cell<u32>)>> {
+        if let Some(chunk) = self.cached_chunk(block, col) {
+            return Ok(chunk);
         }
-        Ok(Some(words))
+        let chunk = Rc::new((self.read_chunk(block, col)?, Cell::new(0)));
+        let access = self.access.get();
+        let item = Item::Chunk(Rc::clone(&chunk));
+        self.keep(Key::Chunk(block, col), item, |bytes| memory::take_for_row(bytes, access), false);
+        Ok(chunk)
     }
 
     /// One value. Reads one chunk, which is kept.
@@ -330,29 +333,46 @@ impl Fragment {
         if let Some(Item::Column(c)) = kept {
             return Ok(c.value(row_in_block as usize));
         }
-        let kept = self.cache.borrow_mut().get(Key::Words(block, col));
-        if let Some(Item::Words(w)) = kept {
-            let number = w.0.number(w.1.get(row_in_block as usize));
-            let value = codec::number_value(number, self.footer.schema.columns[col].ty);
-            return value.map_err(|e| self.damaged_chunk(block, col, &e));
-        }
-        let chunk = match self.cached_chunk(block, col) {
-            Some(chunk) => chunk,
-            None => {
-                let chunk = Rc::new((self.read_chunk(block, col)?, Cell::new(0)));
-                let access = self.access.get();
-                let item = Item::Chunk(Rc::clone(&chunk));
-                self.keep(Key::Chunk(block, col), item, |bytes| memory::take_for_row(bytes, access), false);
-                chunk
-            }
+        let chunk = self.chunk_for_row(block, col)?;
+        let loaded = self.access.get() == Access::Loaded;
+        let counted = chunk.1.get() + 1;
+        let limit = match chunk.0.reading() {
+            Reading::Direct => u32::MAX,
+            Reading::Frames(_) | Reading::Text => SINGLE_TEXTS,
+            Reading::Other => SINGLE_VALUES,
         };
-        chunk.1.set(chunk.1.get() + 1);
-        if chunk.1.get() > if chunk.0.is_plain_text() { SINGLE_TEXTS } else { SINGLE_VALUES } {
-            // Where there is no room to keep it decoded, it is decoded again only after as many single values again.
-            chunk.1.set(0);
-            return Ok(self.column(block, col)?.value(row_in_block as usize));
+        chunk.1.set(counted.min(limit));
+        if counted >= limit && limit < u32::MAX {
+            let column = match chunk.0.reading() {
+                Reading::Frames(bytes) => self.spare_column(block, col, &chunk.0, bytes)?,
+                // About as much as text is compressed by.
+                Reading::Text if loaded => self.spare_column(block, col, &chunk.0, 4 * chunk.0.memory())?,
+                _ => {
+                    // Where there is no room to keep it decoded, it is decoded again only after as many single values again.
+                    chunk.1.set(0);
+                    Some(self.column(block, col)?)
+                }
+            };
+            if let Some(column) = column {
+                return Ok(column.value(row_in_block as usize));
+            }
         }
         chunk.0.value(row_in_block).map_err(|e| self.damaged_chunk(block, col, &e))
+    }
+
+    /// Decodes text that takes about so many bytes, if there is room to spare for it, and keeps it in place of its chunk.
+    fn spare_column(&self, block: usize, col: usize, chunk: &Lazy, bytes: usize) -> Result<Option<Rc<Column>>> {
+        if self.access.get() == Access::Direct {
+            return Ok(None);
+        }
+        let Some(taken) = memory::take_spare(bytes) else { return Ok(None) };
+        memory::give(bytes, taken);
+        let column = Rc::new(chunk.column().map_err(|e| self.damaged_chunk(block, col, &e))?);
+        if self.keep(Key::Column(block, col), Item::Column(Rc::clone(&column)), memory::take_spare, true) {
+            let chunk = self.cache.borrow_mut().remove(Key::Chunk(block, col));
+            drop(chunk);
+        }
+        Ok(Some(column))
     }
 
     /// The memory that the fragment takes: its footer, and what it keeps of its values.

@@ -1,12 +1,14 @@
 //! Finding rows by the values of some columns.
 //!
 //! Zones, then the membership filter of a key with just these columns, say which blocks are worth reading. In such a
-//! block, where the columns include the first ones of the sort key, binary search narrows the rows; the rest is compared
-//! exactly, one column after the other.
+//! block, where the columns include the first ones of the sort key, binary search narrows the rows: whole numbers are searched where
+//! they lie packed, text by single values, anything else is decoded. The rest is compared exactly, one column after the other.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::ops::Range;
 
+use crate::codec::partition;
 use crate::column::{Column, ColumnData};
 use crate::error::{FragmentError, Result};
 use crate::filter;
@@ -110,11 +112,14 @@ impl Fragment {
                 };
                 continue;
             }
-            if let (Some(words), Some(v)) = (self.words(block, *c)?, v.as_i128()) {
-                let (whole, words) = &*words;
-                let order = |row: u32| whole.number(words.get(row as usize)).cmp(&v);
-                let start = partition(range.clone(), |r| order(r).is_lt());
-                range = start..partition(start..range.end, |r| order(r).is_eq());
+            if let Some(v) = v.as_i128()
+                && let Some(found) = self.equal(block, *c, range.clone(), v)?
+            {
+                range = found;
+                continue;
+            }
+            if self.schema().columns[*c].ty.is_bytes() && !self.is_decoded(block, *c) {
+                range = self.narrow_by_values(block, *c, range, v)?;
                 continue;
             }
             // Within the rows that are equal in the columns before, this column is sorted, its nulls last.
@@ -128,20 +133,26 @@ impl Fragment {
         }
         Ok(range)
     }
-}
 
-/// The first row of the range that does not satisfy the condition, where none after one that does not does.
-fn partition(range: Range<u32>, holds: impl Fn(u32) -> bool) -> u32 {
-    let Range { mut start, mut end } = range;
-    while start < end {
-        let middle = start + (end - start) / 2;
-        if holds(middle) {
-            start = middle + 1;
-        } else {
-            end = middle;
+    /// Of rows in the order of a column of bytes, nulls last, those with this value. Some twenty values are read for that: decoding all of them takes
+    /// longer, and where many are read, reading them sees to it that they are decoded.
+    fn narrow_by_values(&self, block: usize, col: usize, range: Range<u32>, value: &Value) -> Result<Range<u32>> {
+        let failed = Cell::new(None);
+        let order = |row: u32| match self.value(block, col, row) {
+            Ok(Value::Null) => Ordering::Greater,
+            Ok(found) => found.cmp(value),
+            Err(e) => {
+                failed.set(Some(e));
+                Ordering::Greater
+            }
+        };
+        let start = partition(range.clone(), |r| order(r).is_lt());
+        let found = start..partition(start..range.end, |r| order(r).is_eq());
+        match failed.take() {
+            Some(e) => Err(e),
+            None => Ok(found),
         }
     }
-    start
 }
 
 /// The order of a row's value, which is not null, and another of the column's class.

@@ -1,14 +1,19 @@
 //! From the bytes of a chunk to a column, a dictionary, or one value.
 
+use std::cell::OnceCell;
+use std::ops::Range;
+
 use vortex::array::arrays::dict::DictArraySlotsExt;
-use vortex::array::arrays::{Dict, PrimitiveArray, VarBinViewArray};
+use vortex::array::arrays::{Dict, PrimitiveArray, VarBinView, VarBinViewArray};
 use vortex::array::serde::SerializedArray;
 use vortex::array::{ArrayRef, VortexSessionExecute};
 use vortex::buffer::ByteBuffer;
 use vortex::dtype::{DType, Nullability, PType};
 use vortex::session::registry::{Id, ReadContext};
 
-use super::whole::{Target, Whole, Word, Words, power};
+use super::frames::Frames;
+use super::packed::{Numbers, Packed, partition};
+use super::whole::{Target, Whole, Word, power};
 use super::{Repr, SESSION, guard, text};
 use crate::column::{Column, ColumnData, Dictionary};
 use crate::nulls::NullSet;
@@ -50,6 +55,30 @@ pub(crate) struct Lazy {
     ty: PhysicalType,
     nulls: Option<NullSet>,
     rows: u32,
+    single: OnceCell<Option<Single>>,
+}
+
+/// How one value is read without decoding others.
+#[derive(Debug)]
+enum Single {
+    Numbers(Numbers),
+    /// Codes, and the distinct values.
+    Codes(Packed, VarBinViewArray),
+    /// Text in frames.
+    Frames(Frames),
+}
+
+/// What reading single values of a chunk costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Reading {
+    /// Less than looking for what was decoded: they are read where they lie.
+    Direct,
+    /// A frame of text is decompressed for each; decoded, all of them take so much memory.
+    Frames(usize),
+    /// Some microseconds, and decoding all of them a thousand times that.
+    Text,
+    /// About a tenth of what decoding all of them costs.
+    Other,
 }
 
 impl Lazy {
@@ -114,18 +143,23 @@ impl Lazy {
         {
             return Err(format!("constant {v:?} in a column of type {ty:?}"));
         }
-        Ok(Self { array, repr: repr.clone(), ty, nulls, rows })
+        Ok(Self { array, repr: repr.clone(), ty, nulls, rows, single: OnceCell::new() })
     }
 
     /// Whether it is bytes of which every value is kept by itself.
-    pub(crate) fn is_plain_text(&self) -> bool {
+    fn is_plain_text(&self) -> bool {
         matches!(self.repr, Repr::Text | Repr::Binary) && self.array.as_ref().is_some_and(|a| !a.is::<Dict>())
     }
 
     /// The memory that this takes, apart from what decoding needs.
     pub(crate) fn memory(&self) -> usize {
         let array = self.array.as_ref().map_or(0, |a| a.nbytes() as usize);
-        size_of::<Self>() + array + self.nulls.as_ref().map_or(0, NullSet::memory)
+        let single = match (self.repr.whole(), &self.array) {
+            (Some(whole), _) => Numbers::memory(&whole, self.rows as usize),
+            (None, Some(array)) => Frames::memory(array),
+            (None, None) => 0,
+        };
+        size_of::<Self>() + array + single + self.nulls.as_ref().map_or(0, NullSet::memory)
     }
 
     /// How the chunk is encoded, for people.
@@ -210,21 +244,84 @@ impl Lazy {
         Ok(Some(Column { data, nulls }))
     }
 
-    /// Whole numbers as they are kept, but without differences: a fraction of the memory of the column. `None` if they are kept in another
-    /// way, or if there are nulls.
-    pub(crate) fn words(&self) -> Result<Option<(Whole, Words)>, String> {
-        let (Some(whole), Some(array), None) = (self.repr.whole(), &self.array, &self.nulls) else { return Ok(None) };
+    /// How single values are read where they lie, if they can be.
+    fn single(&self) -> Option<&Single> {
+        let find = || {
+            let array = self.array.as_ref()?;
+            if array.len() != self.dense_rows() {
+                return None;
+            }
+            if let Some(whole) = self.repr.whole() {
+                return Numbers::new(array, whole).map(Single::Numbers);
+            }
+            if !self.ty.is_bytes() {
+                return None;
+            }
+            if let Some(frames) = Frames::new(array) {
+                return Some(Single::Frames(frames));
+            }
+            let dict = array.as_opt::<Dict>()?;
+            let values = dict.values().as_opt::<VarBinView>().filter(|v| !v.dtype().is_nullable())?;
+            Some(Single::Codes(Packed::new(dict.codes())?, values.into_owned()))
+        };
+        self.single.get_or_init(|| guard(|| Ok(find())).unwrap_or(None)).as_ref()
+    }
+
+    /// What reading single values costs.
+    pub(crate) fn reading(&self) -> Reading {
+        match self.single() {
+            Some(Single::Numbers(_) | Single::Codes(..)) => Reading::Direct,
+            Some(Single::Frames(frames)) => Reading::Frames(frames.decoded_bytes()),
+            None if matches!(self.repr, Repr::Empty | Repr::Constant(_)) => Reading::Direct,
+            None if self.is_plain_text() => Reading::Text,
+            None => Reading::Other,
+        }
+    }
+
+    /// The rows of a range that equal a number, without decoding the others. In the range the values are in ascending order, nulls last.
+    /// `None` if that needs decoding.
+    pub(crate) fn equal(&self, range: Range<u32>, number: i128) -> Option<Range<u32>> {
         if !self.ty.is_integer() {
-            return Ok(None);
+            return None;
         }
-        let (whole, words) = guard(|| {
-            let array = primitive(array.clone())?;
-            with_ptype!(array, w => Ok::<_, String>(whole.undone(w)))
-        })?;
-        if words.len() != self.rows as usize {
-            return Err(format!("{} values instead of {}", words.len(), self.rows));
+        let Single::Numbers(numbers) = self.single()? else { return None };
+        if range.end > self.rows {
+            return None;
         }
-        Ok(Some((whole, words)))
+        let Some(nulls) = &self.nulls else {
+            let found = numbers.equal(range.start as usize..range.end as usize, number)?;
+            return Some(found.start as u32..found.end as u32);
+        };
+        let live = range.start..partition(range, |row| !nulls.contains(row));
+        let (first, before) = (nulls.dense(live.start), live.start);
+        let found = numbers.equal(first..first + live.len(), number)?;
+        let row = |dense: usize| before + (dense - first) as u32;
+        Some(row(found.start)..row(found.end))
+    }
+
+    fn bytes_value(&self, bytes: &[u8]) -> Option<Value> {
+        match self.ty {
+            PhysicalType::Fixed(width) if bytes.len() != width as usize => None,
+            _ => Some(Value::Bytes(bytes.to_vec())),
+        }
+    }
+
+    /// A value that is not null, read where it lies.
+    fn direct(&self, dense: usize) -> Option<Value> {
+        match self.single()? {
+            Single::Numbers(numbers) => {
+                if self.ty.is_integer() {
+                    return super::number_value(numbers.get(dense)?, self.ty).ok();
+                }
+                let (whole, word) = numbers.plain(dense)?;
+                one(&whole.restore(&[word], self.target()).ok()?).ok()
+            }
+            Single::Codes(codes, values) => {
+                let code = usize::try_from(codes.get(dense)?).ok().filter(|code| *code < values.len())?;
+                self.bytes_value(values.bytes_at(code).as_slice())
+            }
+            Single::Frames(frames) => frames.with(dense, |bytes| self.bytes_value(bytes))?,
+        }
     }
 
     fn null_rows(&self) -> Option<Vec<bool>> {
@@ -290,6 +387,10 @@ impl Lazy {
             (_, None) => return Err("chunk without values".to_string()),
         };
         let dense = self.nulls.as_ref().map_or(row as usize, |n| n.dense(row));
+        // What cannot be read like that is decoded, which also says what is wrong with it.
+        if let Ok(Some(value)) = guard(|| Ok(self.direct(dense))) {
+            return Ok(value);
+        }
         let target = self.target();
         if let Some(whole) = self.repr.whole().filter(|w| w.lag > 0) {
             let data = guard(|| {
@@ -451,7 +552,7 @@ fn expand_short<const N: usize>(codes: &[u32], lens: &[u32], values: &ColumnData
     ColumnData::Bytes { offsets, data }
 }
 
-fn primitive(array: ArrayRef) -> Result<PrimitiveArray, String> {
+pub(super) fn primitive(array: ArrayRef) -> Result<PrimitiveArray, String> {
     array.execute::<PrimitiveArray>(&mut SESSION.create_execution_ctx()).map_err(text)
 }
 

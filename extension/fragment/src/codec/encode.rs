@@ -61,7 +61,7 @@ pub(crate) struct Encoder {
 
 /// What is tried, one after the other, until a chunk comes back as it was.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Way {
+pub(super) enum Way {
     Counted,
     Sampled,
     Plain,
@@ -133,7 +133,7 @@ impl Encoder {
         if same { Ok(e) } else { Err("decoding gives other values".to_string()) }
     }
 
-    fn attempt(
+    pub(super) fn attempt(
         &self,
         rows: &Rows<'_>,
         ty: PhysicalType,

@@ -19,13 +19,18 @@
 //! Vortex's compressor, which tries encodings on samples. Profiles said why: choosing by samples, for each chunk anew, was most of what
 //! encoding cost, and integers mostly end up bit-packed anyway.
 //!
+//! One value is read without decoding the others where that is possible: [`packed`] for whole numbers and for the codes of few distinct texts,
+//! [`frames`] for text in zstd frames; of anything else Vortex is asked for one.
+//!
 //! Vortex is trusted with nothing. The writer decodes every chunk that it has encoded and compares it bit for bit; one
 //! that differs is written uncompressed. The reader checks a chunk's checksum before Vortex sees it, and a panic or error
 //! inside Vortex becomes an error.
 
 mod decode;
 mod encode;
+mod frames;
 mod pack;
+mod packed;
 pub(crate) mod whole;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,8 +44,9 @@ use vortex::encodings::{sparse, zigzag, zstd};
 use vortex::session::VortexSession;
 use vortex::session::registry::Id;
 
-pub(crate) use decode::{Context, Lazy};
+pub(crate) use decode::{Context, Lazy, Reading};
 pub(crate) use encode::{Encoder, Habit, number_value};
+pub(crate) use packed::partition;
 pub(crate) use whole::Whole;
 
 use crate::value::Value;

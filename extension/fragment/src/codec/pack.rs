@@ -125,7 +125,12 @@ fn raw<T: NativePType>(x: Vec<T>) -> ArrayRef {
     PrimitiveArray::new(Buffer::from(x), Validity::NonNullable).into_array()
 }
 
-fn packed<T: Word>(x: &[T], bits: u32, exceptions: usize, ctx: &mut ExecutionCtx) -> Result<ArrayRef, String> {
+pub(super) fn packed<T: Word>(
+    x: &[T],
+    bits: u32,
+    exceptions: usize,
+    ctx: &mut ExecutionCtx,
+) -> Result<ArrayRef, String> {
     let patches = if exceptions > 0 {
         let limit = T::low(((1u128 << bits) - 1) as u64);
         let mut at = Vec::with_capacity(exceptions);

@@ -35,13 +35,12 @@ pub(crate) trait Word: NativePType + Copy + Ord + Into<u64> {
     fn low(v: u64) -> Self;
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
-    fn words(words: Vec<Self>) -> Words;
     /// Packs into so many bits each what fits them; of the rest the low bits. FastLanes' order.
     fn pack(words: &[Self], bits: u8) -> vortex::buffer::ByteBuffer;
 }
 
 macro_rules! word {
-    ($($t:ty: $words:ident),+) => {$(
+    ($($t:ty),+) => {$(
         impl Word for $t {
             const BITS: u32 = <$t>::BITS;
             const ZERO: Self = 0;
@@ -57,16 +56,13 @@ macro_rules! word {
             fn minus(self, other: Self) -> Self {
                 self.wrapping_sub(other)
             }
-            fn words(words: Vec<Self>) -> Words {
-                Words::$words(words)
-            }
             fn pack(words: &[Self], bits: u8) -> vortex::buffer::ByteBuffer {
                 vortex::encodings::fastlanes::bitpack_compress::bitpack_primitive::<$t>(words, bits).into_byte_buffer()
             }
         }
     )+};
 }
-word!(u8: W8, u16: W16, u32: W32, u64: W64);
+word!(u8, u16, u32, u64);
 
 /// Words of the narrowest width.
 #[derive(Debug)]
@@ -75,37 +71,6 @@ pub(crate) enum Words {
     W16(Vec<u16>),
     W32(Vec<u32>),
     W64(Vec<u64>),
-}
-
-impl Words {
-    /// The word of a row.
-    #[inline]
-    pub(crate) fn get(&self, row: usize) -> u64 {
-        match self {
-            Self::W8(w) => w[row].into(),
-            Self::W16(w) => w[row].into(),
-            Self::W32(w) => w[row].into(),
-            Self::W64(w) => w[row],
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::W8(w) => w.len(),
-            Self::W16(w) => w.len(),
-            Self::W32(w) => w.len(),
-            Self::W64(w) => w.len(),
-        }
-    }
-
-    pub(crate) fn memory(&self) -> usize {
-        match self {
-            Self::W8(w) => w.capacity(),
-            Self::W16(w) => w.capacity() * 2,
-            Self::W32(w) => w.capacity() * 4,
-            Self::W64(w) => w.capacity() * 8,
-        }
-    }
 }
 
 /// Runs something generic on the words, whatever their width.
@@ -259,15 +224,6 @@ impl Whole {
             0 => self.values(words, target),
             lag => self.values(&accumulate(words, lag as usize, self.offset), target),
         }
-    }
-
-    /// The words without differences, and what they then mean.
-    pub(crate) fn undone<T: Word>(&self, words: &[T]) -> (Self, Words) {
-        let x = match self.lag {
-            0 => words.to_vec(),
-            lag => accumulate(words, lag as usize, self.offset),
-        };
-        (Self { lag: 0, offset: 0, ..*self }, T::words(x))
     }
 
     /// The number that a word without differences is.

@@ -24,6 +24,9 @@
 //! **At hand.** Looking up a row needs the same few chunks several times within moments. They are kept in any case, up to [`HAND`]
 //! bytes a process; this, and what is being decoded ([`Charge`]), is *forced*: counted against the budget, but never refused.
 //!
+//! **Packed or decoded.** Look-ups read numbers and codes where they lie in a chunk (`codec::packed`), and need nothing else. Text that is slow to read by itself
+//! is decoded when many values of a chunk were asked for, if there is room to spare, and takes the place of the chunk.
+//!
 //! Why chunks before columns: see `docs/design/access-modes.md`, which has what was measured.
 
 pub mod machine;

@@ -218,6 +218,39 @@ fn decoded_text_goes_before_chunks_do() {
 }
 
 #[test]
+fn text_of_which_many_values_are_read_is_decoded_only_where_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let column = ColumnSpec { name: "t".into(), attnum: 1, ty: PhysicalType::Utf8 };
+    let schema = Schema { columns: vec![column], sort_key: vec![], keys: vec![] };
+    let mut b = Builder::new(schema, BuilderOptions::with_block_rows(4096)).unwrap();
+    // Long repetitions, which zstd finds and what compresses by symbols of some bytes does not.
+    let text = |row: u64| format!("{:x} {row}", u128::from(row % 61 + 7).pow(15)).repeat(2);
+    for row in 0..4096 {
+        b.push_row(&[Value::Bytes(text(row).into_bytes())]).unwrap();
+    }
+    let written = b.finish(dir.path()).unwrap();
+    for (room, decoded) in [(64 << 20, true), (20_000, false)] {
+        let budget = Counted::install(1 << 30);
+        let f = Fragment::open(&written.path, None).unwrap();
+        assert!(f.describe_chunk(0, 0).unwrap().contains("zstd"), "{}", f.describe_chunk(0, 0).unwrap());
+        f.begin(Access::Loaded, true);
+        let chunk = budget.taken.get();
+        budget.limit.set(chunk + room);
+        let before = counters();
+        for row in (0..4096).step_by(7) {
+            let value = f.value(0, 0, row).unwrap();
+            assert_eq!(value, Value::Bytes(text(row.into()).into_bytes()), "row {row}");
+        }
+        assert_eq!(f.is_decoded(0, 0), decoded, "with room for {room} bytes");
+        let done = counters().since(&before);
+        assert_eq!((done.reads, done.evicted_bytes), (0, 0));
+        // Decoded, it takes the place of its chunk.
+        assert_eq!(budget.taken.get() == chunk, !decoded);
+        assert_eq!(f.lookup(&[0], &[Value::Bytes(text(77).into_bytes())]).unwrap(), [77]);
+    }
+}
+
+#[test]
 fn charges_are_given_back() {
     let budget = Counted::install(10);
     let mut a = Charge::new(100);
