@@ -137,6 +137,17 @@ unsafe fn delta_crosscheck(rel: Relation, at: ItemPointer, crosscheck: Snapshot)
     }
 }
 
+/// Checks the keys of a new row version against fragment rows. Where the heap needs no new index entries (it found all indexed columns
+/// unchanged, byte for byte), they are the keys that the row had before.
+unsafe fn check_changed_keys(rel: Relation, slot: *mut TupleTableSlot, indexes: compat::UpdateIndexes) {
+    // SAFETY: the arguments are those of an update that has been made.
+    unsafe {
+        if indexes != compat::NO_INDEXES {
+            unique::check_fragments(rel, slot);
+        }
+    }
+}
+
 #[pg_guard]
 pub unsafe extern "C-unwind" fn tuple_update(
     rel: Relation,
@@ -174,7 +185,7 @@ pub unsafe extern "C-unwind" fn tuple_update(
             let result = call(at, promote::command_for(rel, &*at, cid), crosscheck);
             if result == TM_Result::TM_Ok {
                 ssi::write_delta(rel, &*at);
-                unique::check_fragments(rel, slot);
+                check_changed_keys(rel, slot, *update_indexes);
                 if let Some(row_id) = origin {
                     promote::mark_superseded(rel, row_id, &*at, cid);
                 }
@@ -192,7 +203,7 @@ pub unsafe extern "C-unwind" fn tuple_update(
         let mut delta = target.delta;
         let result = call(&mut delta, target.cid, row_crosscheck(rel, row_id, crosscheck));
         if result == TM_Result::TM_Ok {
-            unique::check_fragments(rel, slot);
+            check_changed_keys(rel, slot, *update_indexes);
         }
         finish(rel, row_id, &target, cid, result, tmfd);
         result
