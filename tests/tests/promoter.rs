@@ -1,11 +1,22 @@
 //! Sessions that are ended while the promoter works for them.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+use postgres::Client;
 use std::time::Duration;
 use strata_tests::process::wait_for;
 use strata_tests::{Cluster, Options, checks, twin};
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Sets the failpoints of all processes.
+fn fail_at(cluster: &Cluster, c: &mut Client, value: &str) {
+    c.batch_execute(&format!("ALTER SYSTEM SET strata.failpoint = '{value}'")).unwrap();
+    c.batch_execute("SELECT pg_reload_conf()").unwrap();
+    wait_for("the parameter", LIMIT, || {
+        twin::value(&mut cluster.connect().unwrap(), "SHOW strata.failpoint").is_ok_and(|v| v == value)
+    })
+    .unwrap();
+}
 
 /// The promoter relies on the lock of the session that it works for: a consolidation must not change the table's file meanwhile.
 #[test]
@@ -25,15 +36,7 @@ fn a_session_that_is_ended_keeps_its_lock_until_the_promotion_is_through() {
         // The consolidation absorbs them, so the table gets another file.
         c.batch_execute(&format!("INSERT INTO {t} SELECT i, 'late' FROM generate_series(2001, 2100) i")).unwrap();
     }
-    let set = |c: &mut postgres::Client, value: &str| {
-        c.batch_execute(&format!("ALTER SYSTEM SET strata.failpoint = '{value}'")).unwrap();
-        c.batch_execute("SELECT pg_reload_conf()").unwrap();
-        wait_for("the parameter", LIMIT, || {
-            twin::value(&mut cluster.connect().unwrap(), "SHOW strata.failpoint").is_ok_and(|v| v == value)
-        })
-        .unwrap();
-    };
-    set(&mut c, "promote:begun=sleep:4000");
+    fail_at(&cluster, &mut c, "promote:begun=sleep:4000");
     let file = "SELECT pg_relation_filenode('w')";
     let before = twin::value(&mut c, file).unwrap();
     let mut user = cluster.connect().unwrap();
@@ -55,7 +58,7 @@ fn a_session_that_is_ended_keeps_its_lock_until_the_promotion_is_through() {
         }
     });
     assert_ne!(twin::value(&mut c, file).unwrap(), before);
-    set(&mut c, "");
+    fail_at(&cluster, &mut c, "");
     twin::assert_same(&mut c, "w", "h").unwrap();
     for t in ["w", "h"] {
         cluster.connect().unwrap().batch_execute(&format!("UPDATE {t} SET v = 'y' WHERE id IN (5, 6)")).unwrap();
@@ -88,4 +91,47 @@ fn a_limit_for_sessions_does_not_end_a_promotion() {
         second.batch_execute(update).unwrap();
     });
     assert_eq!(twin::value(&mut c, "SELECT n FROM w WHERE id = 5").unwrap(), "2");
+}
+
+/// There are 64 places for requests. More sessions than that are ended while they ask for a row.
+#[test]
+fn sessions_that_are_ended_leave_their_place_to_others() {
+    const SESSIONS: usize = 34;
+    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(
+        "CREATE TABLE w (id int PRIMARY KEY, n int); INSERT INTO w SELECT i, 0 FROM generate_series(1, 1000) i",
+    )
+    .unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
+    fail_at(&cluster, &mut c, "promote:inserted=sleep:2000");
+    for round in 0..2 {
+        let mut sessions: Vec<Client> = (0..SESSIONS).map(|_| cluster.connect().unwrap()).collect();
+        std::thread::scope(|scope| {
+            for (i, session) in sessions.iter_mut().enumerate() {
+                let id = round * SESSIONS + i + 1;
+                scope.spawn(move || session.batch_execute(&format!("UPDATE w SET n = 1 WHERE id = {id}")));
+            }
+            let asked = "SELECT count(DISTINCT pid) FROM pg_stat_activity LEFT JOIN pg_locks l USING (pid)
+                         WHERE query LIKE 'UPDATE w%' AND (state = 'idle' OR l.relation = 'w'::regclass)";
+            wait_for("all to ask", LIMIT, || twin::value(&mut c, asked).is_ok_and(|n| n == SESSIONS.to_string()))
+                .unwrap();
+            c.batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'UPDATE w%'")
+                .unwrap();
+        });
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'UPDATE w%'";
+        wait_for("all to end", LIMIT, || twin::value(&mut c, left).is_ok_and(|n| n == "0")).unwrap();
+    }
+    fail_at(&cluster, &mut c, "");
+    // The promoter does it, in a transaction of its own (but not where it does not come up in time).
+    let mut c = cluster.connect().unwrap();
+    let promoted = (900..930).any(|id| {
+        c.batch_execute(&format!("BEGIN; SELECT n FROM w WHERE id = {id} FOR UPDATE")).unwrap();
+        let own = "SELECT count(*) FROM strata.deletion WHERE xmin::text = pg_current_xact_id()::text";
+        let own = twin::value(&mut c, own).unwrap();
+        c.batch_execute("COMMIT").unwrap();
+        own == "0"
+    });
+    assert!(promoted, "no place is left");
+    assert_eq!(twin::value(&mut c, "SELECT count(*) FROM w").unwrap(), "1000");
 }
