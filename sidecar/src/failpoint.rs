@@ -24,6 +24,17 @@ pub const DRILL_OPEN: &str = "drill:open";
 /// A drill's scratch server is checked and not yet removed.
 pub const DRILL_CHECKED: &str = "drill:checked";
 
+/// A WAL file is read, checked and compressed, and nothing of it is in the archive.
+pub const PUSH_PREPARED: &str = "push:prepared";
+/// A WAL file is in the archive, and nobody was told.
+pub const PUSH_PUBLISHED: &str = "push:published";
+/// The pusher has noted that a WAL file is in the archive.
+pub const PUSH_NOTED: &str = "push:noted";
+/// A piece of streamed WAL is in the repository, and the server was not told.
+pub const STREAM_STORED: &str = "stream:stored";
+/// A streamed segment is in the archive, and its pieces are still there.
+pub const STREAM_WHOLE: &str = "stream:whole";
+
 /// Comes to the place `name`.
 pub fn hit(name: &str) {
     static HITS: AtomicU32 = AtomicU32::new(0);

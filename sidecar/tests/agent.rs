@@ -257,6 +257,8 @@ fn fragments_of_a_dropped_database_are_gone_in_the_log() {
         "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes) \
          VALUES ('t'::regclass, 1, '{hash}', 0, 1, 1, 1)"
     );
+    // Before there is a repository, its directory must have nothing in it.
+    wait_for("the repository", || server.repository.join("repository.json").exists());
     // The repository has it already, as that of a copied database.
     let kept = server.repository.join(format!("systems/test/fragments/ab/{hash}.frag"));
     std::fs::create_dir_all(kept.parent().unwrap()).unwrap();

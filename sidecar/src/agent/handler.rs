@@ -152,6 +152,8 @@ impl Handler for AgentHandler {
                     "read_only": self.shared.config.repository.read_only,
                     "store": self.shared.store,
                     "pid": std::process::id(),
+                    "backlog": self.shared.backlog(),
+                    "stream": self.shared.stream(),
                 })),
                 Request::FetchFragment { database_oid, hash } => self.fetch(database_oid, hash).await,
                 Request::Backup { label } => self.backup(label, events).await,

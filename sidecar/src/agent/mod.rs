@@ -6,6 +6,8 @@
 //!   strata.fragment of each database   ──► watch  ──► repository: fragments, fragment log
 //!   repository ──► mirror ──► strata.backup, strata.log_backup
 //!   clock ──► schedule ──► backup, expire, verify, drill
+//!   pg_wal/archive_status ──► backlog ──► alarm
+//!   replication ──► stream ──► repository: WAL
 //! ```
 //!
 //! Promises. It may be killed at any time and started again: what it knows is in the repository and in the catalogs. It
@@ -19,10 +21,12 @@
 //! its conninfo, so that others can be dropped and copied. Ended by a signal, it looks once more before it goes. Work that it started for a client goes on when the client
 //! leaves; work that it was killed in is marked failed when it starts again.
 
+mod backlog;
 mod handler;
 mod mirror;
 mod schedule;
 mod store;
+pub mod stream;
 mod watch;
 
 use crate::backup::{blocking, record};
@@ -31,13 +35,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Conninfo, ServerInfo, program, server};
 use crate::repository::Repository;
 use crate::socket::Listener;
+use crate::wal::backlog::Backlog;
 use handler::AgentHandler;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use strata_catalog::names;
+use stream::StreamStatus;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long an agent that is done stays for requests that it is answering.
@@ -59,6 +65,10 @@ pub(crate) struct Shared {
     pub store: PathBuf,
     /// The server is a standby, as far as is known.
     standby: AtomicBool,
+    /// How much WAL waits for the repository, once that was looked at.
+    backlog: Mutex<Option<Backlog>>,
+    /// How streaming goes; none when it is not done.
+    stream: Mutex<Option<StreamStatus>>,
 }
 
 impl Shared {
@@ -70,6 +80,26 @@ impl Shared {
     /// Notes what the server is. Returns what it was before.
     pub fn note_standby(&self, standby: bool) -> bool {
         self.standby.swap(standby, Ordering::Relaxed)
+    }
+
+    /// Notes how much WAL waits.
+    pub fn note_backlog(&self, backlog: Backlog) {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Some(backlog);
+    }
+
+    /// How much WAL waited when it was last looked at.
+    pub fn backlog(&self) -> Option<Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is known of streaming.
+    pub fn note_stream(&self, change: impl FnOnce(&mut StreamStatus)) {
+        change(self.stream.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(StreamStatus::none));
+    }
+
+    /// How streaming goes.
+    pub fn stream(&self) -> Option<StreamStatus> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The repository, created when it may be.
@@ -145,7 +175,14 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
     };
     let listener = Listener::bind(&socket)?;
     tracing::info!(socket = %socket.display(), store = %store.display(), "the agent listens");
-    let shared = Arc::new(Shared { config: config.clone(), conninfo, store, standby: AtomicBool::new(false) });
+    let shared = Arc::new(Shared {
+        config: config.clone(),
+        conninfo,
+        store,
+        standby: AtomicBool::new(false),
+        backlog: Mutex::default(),
+        stream: Mutex::default(),
+    });
     if let Ok(session) = shared.conninfo.connect().await {
         shared.note_standby(server::in_recovery(&session).await.unwrap_or(false));
     }
@@ -164,7 +201,24 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
                 store::run(&shared, &changed).await;
             }
         };
-        tokio::join!(store, watch::run(&shared, &changed), mirror::run(&shared), schedule::run(&shared));
+        let backlog = async {
+            if !shared.config.repository.read_only {
+                backlog::run(&shared).await;
+            }
+        };
+        let stream = async {
+            if shared.config.wal.stream && !shared.config.repository.read_only {
+                stream::run(&shared).await;
+            }
+        };
+        tokio::join!(
+            store,
+            watch::run(&shared, &changed),
+            mirror::run(&shared),
+            schedule::run(&shared),
+            backlog,
+            stream
+        );
         Ok(())
     };
     let signal = tokio::select! {

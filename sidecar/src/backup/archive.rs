@@ -25,6 +25,10 @@ pub fn require_archiving(config: &Config, server: &ServerInfo) -> Result<()> {
     if server.wal_level == "minimal" {
         return wrong("wal_level is minimal", "Set wal_level = replica and restart the server.".to_owned());
     }
+    // The agent archives whole segments as well.
+    if config.wal.stream {
+        return Ok(());
+    }
     if server.archive_mode == "off" {
         return wrong(
             "archive_mode is off, so no WAL arrives in the repository",

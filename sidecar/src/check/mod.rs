@@ -1,5 +1,6 @@
 //! Proves that archiving works from end to end, by doing it: a WAL segment is closed, and must arrive in the repository.
 
+use crate::agent::stream::slot_name;
 use crate::backup::{archive, blocking};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -8,7 +9,9 @@ use crate::progress::Progress;
 use crate::repository::{Identity, Repository};
 use crate::socket::client;
 use crate::tool::trial;
+use crate::wal::backlog::{Backlog, Dropped, Pressure};
 use crate::wal::name::Segment;
+use crate::wal::outbox::Outbox;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use strata_catalog::{Request, names};
@@ -86,14 +89,14 @@ pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> R
     let named = format!("{} (system {}, member {})", config.file.display(), config.system, config.member.name);
     report.note("configuration", Ok(((), named)));
     let Some((session, info)) = report.note("connection", connection(config).await) else {
-        for name in ["user", "settings", "privileges", "repository", "archiving", "agent"] {
+        for name in ["user", "settings", "privileges", "repository", "archiving", "backlog", "agent"] {
             report.skip(name);
         }
         return report;
     };
     // Another user must not make a repository that the server's own then cannot write to.
     if report.note("user", user(config, &info)).is_none() {
-        for name in ["settings", "privileges", "repository", "archiving", "agent"] {
+        for name in ["settings", "privileges", "repository", "archiving", "backlog", "agent"] {
             report.skip(name);
         }
         return report;
@@ -109,6 +112,17 @@ pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> R
             }
         }
         _ => report.skip("archiving"),
+    }
+    match backlog(config, &info) {
+        Ok((State::Warning, message)) => {
+            let hint = Some("See the server's log for what archive_command says.".to_owned());
+            report.checks.push(Check { name: "backlog", state: State::Warning, message, hint });
+        }
+        Ok((_, message)) => drop(report.note("backlog", Ok(((), message)))),
+        Err(error) => drop(report.note::<()>("backlog", Err(error))),
+    }
+    if config.wal.stream {
+        report.note("streaming", streaming(config, &session, &info).await);
     }
     match agent(config, &info).await {
         Err(error) if !require_agent => report.checks.push(Check {
@@ -205,6 +219,34 @@ async fn archiving(
     Ok(((), format!("the WAL segment {name} arrived after {:.2} s and is sound", began.elapsed().as_secs_f64())))
 }
 
+/// How much WAL waits, and whether any was given up that no backup has made good yet.
+fn backlog(config: &Config, info: &ServerInfo) -> Result<(State, String)> {
+    let data = config.member.data_directory.as_ref().unwrap_or(&info.data_directory);
+    let size = u64::from(info.segment_size);
+    let dropped = Dropped::all(&Outbox::path(config, data))?;
+    if let Some(last) = dropped.iter().filter_map(Dropped::segment).max_by_key(|segment| segment.number(size)) {
+        let repository = Repository::open(config)?;
+        let (backups, _) = repository.backups()?;
+        if !backups.iter().any(|backup| backup.start_lsn >= last.end(size)) {
+            return Err(Error::new(
+                ErrorKind::Gap,
+                format!("the WAL segment {last} was dropped at the limit and not archived"),
+            )
+            .detail(format!("{} were dropped since, and no backup begins behind them.", dropped.len())));
+        }
+    }
+    let backlog = Backlog::look(&config.wal, data)?;
+    let alarm = backlog.alarm(config.wal.at_limit);
+    match (backlog.pressure, alarm) {
+        (Pressure::Full, Some(alarm)) => Err(Error::new(ErrorKind::Archive, alarm)),
+        (Pressure::Alarm, Some(alarm)) => Ok((State::Warning, alarm)),
+        _ => {
+            let limit = backlog.limit.map_or("no limit is set".to_owned(), |limit| format!("{limit} may"));
+            Ok((State::Ok, format!("{} bytes of WAL wait for the repository, {limit}", backlog.bytes)))
+        }
+    }
+}
+
 async fn tool(repository: Repository) -> Result<((), String)> {
     blocking(move || {
         let Some(tool) = repository.tool() else { return Ok(((), String::new())) };
@@ -212,6 +254,36 @@ async fn tool(repository: Repository) -> Result<((), String)> {
         Ok(((), format!("{} stored {} bytes and gave them back", tried.tool, tried.bytes)))
     })
     .await
+}
+
+/// Streaming, when it is configured: the agent receives, and the server knows it.
+async fn streaming(config: &Config, session: &Session, info: &ServerInfo) -> Result<((), String)> {
+    let answer = ping(config, info).await?;
+    let stream = answer.get("stream").filter(|stream| !stream.is_null());
+    let is_on = stream.and_then(|stream| stream.get("streaming")).and_then(serde_json::Value::as_bool);
+    if is_on != Some(true) {
+        let why = stream.and_then(|stream| stream.get("error")).and_then(serde_json::Value::as_str);
+        return Err(Error::new(ErrorKind::Archive, "the agent does not receive WAL")
+            .detail(why.unwrap_or("It was started without wal.stream, or has not connected yet.").to_owned()));
+    }
+    let slot = slot_name(config);
+    let row = session
+        .query_opt(
+            "SELECT active, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), restart_lsn)::int8 \
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&slot],
+        )
+        .await?
+        .ok_or_else(|| Error::new(ErrorKind::Missing, format!("there is no replication slot {slot}")))?;
+    let behind: Option<i64> = row.get(1);
+    Ok(((), format!("WAL is streamed through the slot {slot}, {} bytes are not stored yet", behind.unwrap_or(0))))
+}
+
+async fn ping(config: &Config, info: &ServerInfo) -> Result<serde_json::Value> {
+    let store = info.store_or(config.member.store.as_ref());
+    let configured = config.agent.socket.clone().or_else(|| info.agent_socket.clone());
+    let socket = configured.unwrap_or_else(|| names::default_socket(&store));
+    client::ask(&socket, &Request::Ping, Duration::from_secs(5)).await
 }
 
 async fn agent(config: &Config, info: &ServerInfo) -> Result<((), String)> {

@@ -132,13 +132,14 @@ fn text(info: &Info) -> String {
                         .last_commit_at
                         .map(|time| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
                         .unwrap_or_default(),
+                    timeline.streamed_to.map(|lsn| lsn.to_string()).unwrap_or_default(),
                     timeline.gaps.len().to_string(),
                 ]
             })
             .collect();
         text.push('\n');
         text.push_str(&output::table(
-            &["timeline>", "first segment", "last segment", "segments>", "last commit", "gaps>"],
+            &["timeline>", "first segment", "last segment", "segments>", "last commit", "streamed to", "gaps>"],
             rows,
         ));
     }

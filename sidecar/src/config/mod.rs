@@ -10,6 +10,7 @@ pub mod retention;
 pub mod schedule;
 pub mod template;
 pub mod tool;
+pub mod wal;
 
 use crate::error::{AtPath, Error, ErrorKind, Result};
 pub use drill::DrillConfig;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tool::ToolConfig;
+pub use wal::{AtLimit, WalConfig};
 
 /// The configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub struct Config {
     /// How backups are taken.
     #[serde(default)]
     pub backup: BackupConfig,
+    /// How WAL goes to the repository and comes back.
+    #[serde(default)]
+    pub wal: WalConfig,
     /// The agent.
     #[serde(default)]
     pub agent: AgentConfig,
@@ -244,6 +249,7 @@ impl Config {
             ("member.bin_directory", config.member.bin_directory.as_ref()),
             ("agent.socket", config.agent.socket.as_ref()),
             ("drill.directory", config.drill.directory.as_ref()),
+            ("wal.outbox", config.wal.outbox.as_ref()),
         ];
         for (key, path) in paths {
             if let Some(path) = path.filter(|path| !path.is_absolute()) {
@@ -262,11 +268,21 @@ impl Config {
         if config.backup.jobs > 256 {
             return Err(bad(format!("backup.jobs is {}, but must be at most 256", config.backup.jobs)));
         }
+        if let Some(slot) = config.wal.slot.as_ref().filter(|slot| !is_slot_name(slot)) {
+            return Err(bad(format!(
+                "wal.slot is \"{slot}\", but must be 1 to 63 lower-case letters, digits or \"_\""
+            )));
+        }
         if let Some(tool) = &config.tool {
             tool.resolve().map_err(&bad)?;
         }
         Ok(config)
     }
+}
+
+/// What PostgreSQL takes as the name of a replication slot.
+fn is_slot_name(name: &str) -> bool {
+    (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 /// Names become directories, so they are kept to what every file system and shell takes.
@@ -349,6 +365,10 @@ mod tests {
             (format!("{GOOD}\n[backup]\narchive_timeout = \"soon\""), "soon"),
             (format!("{GOOD}\n[backup]\narchive_timeout = \"0s\""), "above zero"),
             (format!("{GOOD}\n[vault]\nx = 1"), "vault"),
+            (format!("{GOOD}\n[wal]\nkeep_limit = \"10\""), "\"10\" is not a size"),
+            (format!("{GOOD}\n[wal]\npush_jobs = 0"), "from 1 to 64"),
+            (format!("{GOOD}\n[wal]\nslot = \"My-Slot\""), "My-Slot"),
+            (format!("{GOOD}\n[wal]\nat_limit = \"forget\""), "forget"),
             ("system = ".to_owned(), "line 1"),
         ];
         for (text, needle) in cases {

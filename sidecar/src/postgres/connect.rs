@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::{Client, NoTls};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to connect to a server.
 #[derive(Clone, Debug)]
@@ -97,6 +98,11 @@ impl Conninfo {
             config.password(password);
         }
         Self { config }
+    }
+
+    /// All of it.
+    pub(super) fn config(&self) -> &tokio_postgres::Config {
+        &self.config
     }
 
     /// The user.

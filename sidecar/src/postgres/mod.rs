@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod page;
 pub mod program;
+pub mod replication;
 pub mod server;
 
 pub use connect::{Conninfo, Session};

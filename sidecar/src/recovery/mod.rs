@@ -238,7 +238,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         true => (Some(Serving::start(&repository, &store)?), None),
         false => (None, Some(BackgroundAgent::start(&toml, &store, request.keep_serving).await?)),
     };
-    let spool = Spool::start(&repository, &store, plan.segments.clone());
+    let spool = Spool::start(&config.wal, &repository, &store, plan.segments.clone());
     start::start(&place, &request.server_options).await.map_err(|error| half_done(error, &into))?;
     start::wait(&place, progress).await.map_err(|error| half_done(error, &into))?;
     drop(spool);
@@ -346,7 +346,9 @@ async fn prepare(
 
 /// True when a store holds more than a socket, configuration and read-ahead WAL that an earlier recovery left.
 fn has_fragments(store: &Path) -> bool {
-    let other = |path: PathBuf| path.is_dir() && path != spool::directory(store);
+    let other = |path: PathBuf| {
+        path.is_dir() && path != spool::directory(store) && path != store.join(crate::wal::outbox::DIRECTORY)
+    };
     std::fs::read_dir(store).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| other(entry.path()))))
 }
 

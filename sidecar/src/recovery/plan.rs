@@ -5,6 +5,9 @@
 //! archive; a time later than the last commit in the archive becomes that position too, provided that the archive is
 //! known to reach the time. A lost or damaged segment then makes PostgreSQL refuse to open.
 //!
+//! The last segment may be there with its beginning only: what was streamed of it, or what the end of its timeline left
+//! ([`crate::repository::pieces`]). It counts as far as it goes; the position that PostgreSQL must reach is in it.
+//!
 //! Which segment covers a target is looked up in the notes that `wal push` made of each segment. Records that cross
 //! segment borders are not in those notes; where that matters (at the end of the archive) the segments are read.
 
@@ -435,21 +438,23 @@ impl Planner<'_> {
         let mut walker = Walker::new();
         for number in begin..=archived {
             let segment = self.chain.segment(number, size);
-            let Some((_, content)) = self.view.repository.read_wal(&segment.to_string())? else {
+            let whole = self.view.note(&segment.to_string())?.is_some_and(|note| !note.partial);
+            let Some(content) = self.view.repository.read_segment(segment)? else {
                 // A gap, which the plan reports; what is behind it is read as if nothing had been before.
                 walker = Walker::new();
                 continue;
             };
             walker.feed(&segment.to_string(), &content, |record| {
                 tail.last_record = Some(record.start);
-                tail.covered = record.end;
+                // The next one begins there at the earliest.
+                tail.covered = Lsn(record.end.0.next_multiple_of(8));
                 if let Some(time) = record.transaction_time {
                     tail.commits.push((record.end, time));
                     tail.times.push((record.end, time));
                 }
                 tail.times.extend(record.restore_point_time.map(|time| (record.end, time)));
             })?;
-            if !walker.in_record() {
+            if whole && !walker.in_record() {
                 tail.covered = segment.end(size);
             }
         }

@@ -1,6 +1,6 @@
 //! Reads WAL ahead of PostgreSQL during a recovery.
 //!
-//! PostgreSQL asks for one segment at a time and waits. While it replays one, a thread here decompresses and checks the next
+//! PostgreSQL asks for one segment at a time and waits. While it replays one, threads here decompress and check the next
 //! few into the directory `wal-spool` of the new store; `strata wal fetch` then only renames. The spool is a shortcut: a segment
 //! that is not in it is fetched from the archive as ever, and a spool that is left over is of no harm, since names are taken
 //! only once and content was checked before it got its name. A data directory may be on another file system than the store; then
@@ -8,22 +8,21 @@
 //!
 //! ```text
 //!   archive ──► spool/NAME ──rename──► pg_wal/RECOVERYXLOG
-//!                 ▲   at most AHEAD files, those behind the last one that was asked for
+//!                 ▲   at most wal.fetch_ahead files, those behind the last one that was asked for,
+//!                 │   wal.fetch_jobs of them at once
 //!   fetch ──► spool/asked
 //! ```
 
-use crate::config::Config;
+use crate::config::{Config, WalConfig};
 use crate::repository::Repository;
 use crate::wal::name::Segment;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How many segments are ready at most.
-const AHEAD: usize = 6;
 const POLL: Duration = Duration::from_millis(5);
 const ASKED: &str = "asked";
 
@@ -59,27 +58,40 @@ fn move_file(from: &Path, to: &Path) -> bool {
 /// A spool that is being filled. Dropping it removes it.
 pub struct Spool {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     directory: PathBuf,
 }
 
 impl Spool {
     /// Begins to read `segments` ahead. A spool that cannot be made is none: recovery goes on without.
-    pub fn start(repository: &Repository, store: &Path, segments: Vec<Segment>) -> Option<Self> {
+    pub fn start(config: &WalConfig, repository: &Repository, store: &Path, segments: Vec<Segment>) -> Option<Self> {
         let directory = directory(store);
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir(&directory).ok()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let filler = Filler { repository: repository.clone(), directory: directory.clone(), stop: stop.clone() };
-        let thread = std::thread::spawn(move || filler.fill(&segments));
-        Some(Self { stop, thread: Some(thread), directory })
+        let filler = Arc::new(Filler {
+            repository: repository.clone(),
+            directory: directory.clone(),
+            stop: stop.clone(),
+            positions: segments.iter().copied().zip(0..).collect(),
+            segments,
+            next: AtomicUsize::new(0),
+            ahead: config.fetch_ahead,
+        });
+        let threads = (0..config.fetch_jobs.min(config.fetch_ahead))
+            .map(|_| {
+                let filler = filler.clone();
+                std::thread::spawn(move || filler.fill())
+            })
+            .collect();
+        Some(Self { stop, threads, directory })
     }
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A thread that panicked has filled nothing more; the archive has it all.
             let _ = thread.join();
         }
@@ -91,40 +103,52 @@ struct Filler {
     repository: Repository,
     directory: PathBuf,
     stop: Arc<AtomicBool>,
+    segments: Vec<Segment>,
+    positions: HashMap<Segment, usize>,
+    /// The next segment that a thread takes on.
+    next: AtomicUsize,
+    ahead: usize,
 }
 
 impl Filler {
-    fn fill(&self, segments: &[Segment]) {
-        let positions: HashMap<&Segment, usize> = segments.iter().zip(0..).collect();
-        for (at, segment) in segments.iter().enumerate() {
-            let name = segment.to_string();
-            loop {
-                if self.stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                let asked = std::fs::read_to_string(self.directory.join(ASKED)).unwrap_or_default();
-                match Segment::parse(&asked).and_then(|asked| positions.get(&asked).copied()) {
-                    // It was asked for already, and is being fetched from the archive.
-                    Some(position) if position >= at => break,
-                    Some(position) if at - position <= AHEAD => {}
-                    None if at < AHEAD => {}
-                    _ => {
-                        std::thread::sleep(POLL);
-                        continue;
-                    }
-                }
-                // What is wrong with a segment is said when PostgreSQL asks for it.
-                if let Ok(Some((_, content))) = self.repository.read_wal(&name) {
-                    let temporary = self.directory.join(format!(".{name}.tmp"));
-                    let put = std::fs::write(&temporary, content)
-                        .and_then(|()| std::fs::rename(&temporary, self.directory.join(&name)));
-                    if put.is_err() {
-                        return;
-                    }
-                }
-                break;
+    /// Works until all segments were taken on.
+    fn fill(&self) {
+        loop {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            match self.segments.get(at) {
+                Some(segment) if self.one(at, *segment) => {}
+                _ => return,
             }
         }
+    }
+
+    /// Puts one segment into the spool once it is near. False when that is of no use any more.
+    fn one(&self, at: usize, segment: Segment) -> bool {
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            match self.asked() {
+                // It was asked for already, and is being fetched from the archive.
+                Some(position) if position >= at => return true,
+                Some(position) if at - position <= self.ahead => break,
+                None if at < self.ahead => break,
+                _ => std::thread::sleep(POLL),
+            }
+        }
+        // What is wrong with a segment is said when PostgreSQL asks for it.
+        let Ok(Some(content)) = self.repository.read_segment(segment) else { return true };
+        let name = segment.to_string();
+        let temporary = self.directory.join(format!(".{name}.tmp"));
+        std::fs::write(&temporary, content)
+            .and_then(|()| std::fs::rename(&temporary, self.directory.join(&name)))
+            .is_ok()
+    }
+
+    /// The position of the segment that PostgreSQL asked for last.
+    fn asked(&self) -> Option<usize> {
+        let asked = std::fs::read_to_string(self.directory.join(ASKED)).ok()?;
+        self.positions.get(&Segment::parse(&asked)?).copied()
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Note {
     pub segment: Option<SegmentSummary>,
     /// Its size in the archive.
     pub stored: u64,
+    /// Only the beginning of the segment is there: what was streamed, or what the end of a timeline left.
+    pub partial: bool,
 }
 
 /// A repository as plans see it.
@@ -65,17 +67,33 @@ impl<'a> View<'a> {
         if let Some(known) = self.notes.borrow().get(name) {
             return Ok(known.clone());
         }
-        let note = self.repository.read_wal_note(name)?.map(|(note, stored)| Note { segment: note.segment, stored });
+        let whole = || -> Result<Option<Note>> {
+            let note = self.repository.read_wal_note(name)?;
+            Ok(note.map(|(note, stored)| Note { segment: note.segment, stored, partial: false }))
+        };
+        let mut note = whole()?;
+        if let (None, Some(segment)) = (&note, Segment::parse(name)) {
+            let partial = self.repository.partial(segment)?;
+            // It may have become whole while its pieces were looked at.
+            note = whole()?.or(partial.map(|partial| Note {
+                segment: Some(partial.summary),
+                stored: partial.stored,
+                partial: true,
+            }));
+        }
         self.notes.borrow_mut().insert(name.to_owned(), note.clone());
         Ok(note)
     }
 
-    /// The archived segments of a timeline, ascending.
+    /// The archived segments of a timeline, ascending. The last one may be there with its beginning only.
     pub fn segments(&self, timeline: u32) -> Result<Rc<Vec<Segment>>> {
         if let Some(known) = self.segments.borrow().get(&timeline) {
             return Ok(known.clone());
         }
-        let segments = Rc::new(self.repository.segments(timeline)?);
+        let partial = self.repository.newest_partial(timeline)?;
+        let mut segments = self.repository.segments(timeline)?;
+        segments.extend(partial.filter(|partial| segments.last().is_none_or(|last| partial > last)));
+        let segments = Rc::new(segments);
         self.segments.borrow_mut().insert(timeline, segments.clone());
         Ok(segments)
     }

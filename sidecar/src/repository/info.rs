@@ -68,6 +68,8 @@ pub struct TimelineInfo {
     pub start_lsn: Option<Lsn>,
     /// Where the last one ends.
     pub end_lsn: Option<Lsn>,
+    /// Up to where it was streamed, when that is behind the last segment.
+    pub streamed_to: Option<Lsn>,
     /// The latest commit that is known to be in it.
     pub last_commit_at: Option<Timestamp>,
     /// How many segments.
@@ -154,7 +156,18 @@ impl Repository {
                 break;
             }
         }
+        let partial = self.newest_partial(timeline)?;
+        if let Some(partial) = partial {
+            match self.partial(partial) {
+                Ok(partial) => {
+                    last_commit_at = partial.and_then(|partial| partial.summary.last_time).or(last_commit_at);
+                }
+                Err(error) => damage.push(error.message),
+            }
+        }
+        let with_partial: Vec<Segment> = segments.iter().copied().chain(partial).collect();
         Ok(TimelineInfo {
+            streamed_to: self.streamed_to(timeline, size)?,
             timeline,
             first: segments.first().map(Segment::to_string),
             last: segments.last().map(Segment::to_string),
@@ -163,7 +176,7 @@ impl Repository {
             last_commit_at,
             segments: segments.len() as u64,
             bytes,
-            gaps: gaps(&segments, size),
+            gaps: gaps(&with_partial, size),
         })
     }
 }

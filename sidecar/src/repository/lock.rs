@@ -11,7 +11,7 @@ use std::path::Path;
 /// A held lock. Dropping it gives it up.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -53,7 +53,7 @@ impl Lock {
         // A full disk must not keep anyone from taking the lock that lets them clean up.
         let mut note = note;
         let _ = note();
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// Takes the lock at `path` together with others that share it; waits for a holder who does not share.
@@ -70,18 +70,24 @@ impl Lock {
         let file = open().at("open the lock file", path)?;
         loop {
             match rustix::fs::flock(&file, FlockOperation::LockShared) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(Error::io("lock", path, error)),
             }
         }
     }
 
+    /// The file that the lock is on. The lock lasts as long as the file is open anywhere, so a child process that gets it
+    /// holds the lock on.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Takes a lock on a directory itself, which leaves no file.
     pub fn of_directory(dir: &Path, what: &str) -> Result<Self> {
         let file = File::open(dir).at("open", dir)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(Error::new(ErrorKind::Locked, format!("another process holds the lock for {what}")))
             }

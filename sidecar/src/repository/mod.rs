@@ -31,6 +31,7 @@ pub mod lock;
 pub mod manifest;
 pub mod objects;
 pub mod pack;
+pub mod pieces;
 pub mod sealed;
 pub mod storage;
 pub mod walstore;
@@ -289,8 +290,14 @@ impl Repository {
     /// Removes what interrupted writes left anywhere in the member's part, and among the system's fragments.
     pub fn sweep_temporary(&self) -> Result<()> {
         let member = self.member_dir();
-        let mut dirs =
-            vec![member.clone(), member.join("catalog"), self.wal_dir(), self.root.clone(), self.objects_dir()];
+        let mut dirs = vec![
+            member.clone(),
+            member.join("catalog"),
+            self.wal_dir(),
+            self.stream_dir(),
+            self.root.clone(),
+            self.objects_dir(),
+        ];
         for above in [self.wal_dir(), self.fragments_dir(), member.join("fragment-log")] {
             dirs.extend(self.storage.folders(&above)?.into_iter().map(|name| above.join(name)));
         }

@@ -39,6 +39,7 @@ pub fn check(
         }
         progress.advance(1);
     });
+    streamed(repository, findings)?;
     for backup in backups {
         own_segments(repository, backup, findings)?;
     }
@@ -101,6 +102,21 @@ fn before(
         && !repository.has_segment(before)?
     {
         findings.add("wal", before.to_string(), "it is missing: it was archived before the segment behind it");
+    }
+    Ok(())
+}
+
+/// Pieces of segments that are not whole yet: each is read, and none may be missing between others.
+fn streamed(repository: &Repository, findings: &Findings) -> Result<()> {
+    let mut segments: Vec<Segment> = repository.pieces()?.iter().map(|piece| piece.segment).collect();
+    segments.dedup();
+    for segment in segments {
+        if let Err(error) = repository.streamed(segment)
+            // Then its pieces count for nothing.
+            && !repository.has_segment(segment)?
+        {
+            findings.add("wal", format!("{segment} (streamed)"), error.message);
+        }
     }
     Ok(())
 }

@@ -23,8 +23,13 @@ pub fn fetch(config: &Config, name: &str, path: &Path) -> Result<()> {
         return Ok(());
     }
     let repository = Repository::open(config)?;
-    match repository.read_wal(name)? {
-        Some((_, content)) => std::fs::write(path, &content).at("write", path),
+    let content = match kind {
+        // Only a recovery that has a target in it knows what to do with the beginning of a segment.
+        WalName::Segment(segment) if config.repository.read_only => repository.read_segment(segment)?,
+        _ => repository.read_wal(name)?.map(|(_, content)| content),
+    };
+    match content {
+        Some(content) => std::fs::write(path, &content).at("write", path),
         None => Err(absent(&repository, name, kind)?),
     }
 }
