@@ -96,7 +96,7 @@ impl AgentHandler {
         let config = self.shared.config.clone();
         self.job(JobKind::RecoveryPlan, Some(target), events, |_| async move {
             blocking(move || {
-                let request = PlanRequest { target: parsed, timeline: None, backup: None };
+                let request = PlanRequest { target: parsed, timeline: None, backup: None, exclusive: false };
                 Ok(json!(plan::plan(&Repository::open(&config)?, &request)?))
             })
             .await
@@ -113,7 +113,7 @@ impl AgentHandler {
         events: EventSender,
     ) -> Result<Value> {
         let request = RecoverRequest {
-            plan: PlanRequest { target: target.parse()?, timeline: None, backup: None },
+            plan: PlanRequest { target: target.parse()?, timeline: None, backup: None, exclusive: false },
             into: PathBuf::from(&into),
             store: None,
             port,
@@ -123,6 +123,7 @@ impl AgentHandler {
             allow_tablespaces: false,
             tablespaces: Vec::new(),
             jobs: None,
+            action: crate::recovery::ending::Action::Promote,
             server_options: Vec::new(),
         };
         if !request.into.is_absolute() {

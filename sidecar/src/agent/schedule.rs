@@ -143,7 +143,7 @@ async fn work(shared: &Shared, kind: JobKind, info: &ServerInfo, progress: &Prog
             .await
         }
         _ => {
-            let plan = PlanRequest { target: Target::Latest, timeline: None, backup: None };
+            let plan = PlanRequest { target: Target::Latest, timeline: None, backup: None, exclusive: false };
             let entry = drill::run(&config, &DrillRequest { plan, directory: None, jobs: None }, &progress).await?;
             match entry.problems.first() {
                 None => Ok(json!(entry)),

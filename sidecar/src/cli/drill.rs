@@ -35,7 +35,12 @@ pub struct Args {
 
 pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
     let request = DrillRequest {
-        plan: PlanRequest { target: args.to.parse()?, timeline: args.timeline, backup: args.backup.clone() },
+        plan: PlanRequest {
+            target: args.to.parse()?,
+            timeline: args.timeline,
+            backup: args.backup.clone(),
+            exclusive: false,
+        },
         directory: args.scratch.clone(),
         jobs: args.jobs.map(usize::from),
     };

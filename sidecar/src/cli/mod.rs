@@ -54,6 +54,9 @@ A TARGET is one of
   latest                        the end of the archived WAL
   \"2026-01-31 09:30:00+01\"      a time; without an offset from UTC it is in this machine's time zone
   0/16B3748                     a WAL position, as pg_current_wal_lsn() shows it
+  xid:4711                      the end of a transaction, as pg_current_xact_id()::xid shows it
+  name:before_the_release       a restore point, as pg_create_restore_point() made it
+  immediate                     as soon as the newest backup is consistent
   20260131T083000Z              a backup's id, as \"strata info\" shows it: the end of that backup
 The earliest target is the end of the first backup, the last one the end of the archived WAL.";
 

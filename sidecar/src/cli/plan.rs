@@ -14,13 +14,21 @@ pub struct Args {
     /// The timeline to follow; by default the newest in the archive
     #[arg(long, value_name = "NUMBER")]
     timeline: Option<u32>,
+    /// Stop just before what the target names, not behind it
+    #[arg(long)]
+    exclusive: bool,
     /// The backup to begin with, by its id; by default the newest that fits
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
 }
 
 pub fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
-    let request = PlanRequest { target: args.to.parse()?, timeline: args.timeline, backup: args.backup.clone() };
+    let request = PlanRequest {
+        target: args.to.parse()?,
+        timeline: args.timeline,
+        backup: args.backup.clone(),
+        exclusive: args.exclusive,
+    };
     let plan = plan::plan(&Repository::open(config)?, &request)?;
     out.result(&plan, || text(&plan))?;
     plan.require_complete()
@@ -29,6 +37,8 @@ pub fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
 fn text(plan: &plan::Plan) -> String {
     let bytes = output::bytes;
     let stop = match plan.stop {
+        StopAt::Lsn(lsn) if !plan.inclusive => format!("before the first record that begins at {lsn} or later"),
+        StopAt::Time(time) if !plan.inclusive => format!("before the first commit at {time} or later"),
         StopAt::Lsn(lsn) => format!("behind the first record that begins at {lsn} or later"),
         StopAt::Time(time) => format!("before the first commit later than {time}"),
         StopAt::Consistent => "as soon as the data is consistent".to_owned(),

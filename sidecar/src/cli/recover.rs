@@ -3,6 +3,7 @@
 use super::output::{self, Output};
 use crate::config::Config;
 use crate::error::Result;
+use crate::recovery::ending::Action;
 use crate::recovery::plan::PlanRequest;
 use crate::recovery::{self, Outcome, RecoverRequest};
 use std::path::PathBuf;
@@ -39,12 +40,19 @@ pub struct Args {
     backup: Option<String>,
     /// Put a tablespace, named by its oid or its old directory, elsewhere; by default each goes to INTO.tablespaces/OID.
     /// May be given several times
-    #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = mapping)]
+    #[arg(long = "tablespace", visible_alias = "tablespace-map", value_name = "OID=DIR", value_parser = mapping)]
     tablespaces: Vec<(String, PathBuf)>,
     /// Go on when the WAL creates a tablespace. Replay makes and empties its old directory, so no server on this machine may
     /// use that
     #[arg(long)]
     allow_tablespaces: bool,
+    /// Stop just before what the target names, not behind it: a time, a position, a transaction or a restore point
+    #[arg(long)]
+    exclusive: bool,
+    /// What the new server does when it has reached the target: "promote" opens it for writing; "pause" opens it for reading only, until
+    /// SELECT pg_wal_replay_resume() promotes it; "shutdown" stops it there
+    #[arg(long, value_enum, default_value_t = Action::Promote, conflicts_with = "no_start")]
+    action: Action,
     /// Parallel workers; by default backup.jobs of the configuration, else one for each processor
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
@@ -59,7 +67,12 @@ fn mapping(text: &str) -> Result<(String, PathBuf), String> {
 
 pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
     let request = RecoverRequest {
-        plan: PlanRequest { target: args.to.parse()?, timeline: args.timeline, backup: args.backup.clone() },
+        plan: PlanRequest {
+            target: args.to.parse()?,
+            timeline: args.timeline,
+            backup: args.backup.clone(),
+            exclusive: args.exclusive,
+        },
         into: args.into.clone(),
         store: args.store.clone(),
         port: args.port,
@@ -68,6 +81,7 @@ pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
         keep_serving: args.keep_serving,
         allow_tablespaces: args.allow_tablespaces,
         tablespaces: args.tablespaces.clone(),
+        action: args.action,
         jobs: args.jobs.map(usize::from),
         server_options: Vec::new(),
     };
@@ -85,6 +99,15 @@ pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
 fn text(outcome: &Outcome) -> String {
     let recovered = &outcome.recovered;
     let mut text = match (&recovered.conninfo, recovered.seconds_to_open) {
+        (Some(conninfo), Some(seconds)) if recovered.action == Action::Pause => format!(
+            "paused at {} after {seconds:.2} s: psql \"{conninfo}\"\nSELECT pg_wal_replay_resume() promotes it; then remove the recovery_target lines from its postgresql.auto.conf\n",
+            recovered.target
+        ),
+        (None, Some(seconds)) => format!(
+            "shut down at {} after {seconds:.2} s: \"{}\"\nbefore it is started again, set recovery_target_action in its postgresql.auto.conf\n",
+            recovered.target,
+            recovered.into.display()
+        ),
         (Some(conninfo), Some(seconds)) => format!(
             "open after {seconds:.2} s at {}: psql \"{conninfo}\"\narchiving is off; its agent: strata --config {} agent\n",
             recovered.target,

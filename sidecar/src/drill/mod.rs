@@ -121,6 +121,7 @@ async fn attempt(
         allow_tablespaces: false,
         tablespaces: Vec::new(),
         jobs: request.jobs,
+        action: crate::recovery::ending::Action::Promote,
         server_options: ["listen_addresses=''", "max_logical_replication_workers=0", "autovacuum=off", "fsync=off"]
             .map(str::to_owned)
             .to_vec(),

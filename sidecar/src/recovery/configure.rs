@@ -10,6 +10,7 @@
 //! the old place, and access for the operating system user over the Unix socket only. Settings that would lead a server
 //! back to the old place (`data_directory`, `hba_file` and the like) are commented out in a `postgresql.conf` that is there.
 
+use super::ending::Action;
 use super::plan::StopAt;
 use crate::config::Config;
 use crate::error::{AtPath, Error, ErrorKind, Result};
@@ -35,6 +36,19 @@ pub struct NewPlace {
     pub port: Option<u16>,
     /// The directory of `postgres`.
     pub bin: PathBuf,
+}
+
+/// Where the recovery stops, and what then.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    /// The timeline to follow.
+    pub timeline: u32,
+    /// Where.
+    pub at: StopAt,
+    /// Behind that, not before it.
+    pub inclusive: bool,
+    /// What then.
+    pub action: Action,
 }
 
 /// Writes a file with these permissions, in place of what is there.
@@ -107,8 +121,7 @@ pub fn write_all(
     manifest: &Manifest,
     place: &NewPlace,
     tablespace_map: &str,
-    timeline: u32,
-    stop: StopAt,
+    stop: Stop,
 ) -> Result<PathBuf> {
     let data = &place.data;
     write(&data.join("backup_label"), 0o600, &manifest.backup_label)?;
@@ -154,14 +167,14 @@ pub fn write_all(
     let mut settings: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: String| settings.push((name.to_owned(), value));
     set("restore_command", restore_command(&program, &toml));
-    match stop {
+    match stop.at {
         StopAt::Lsn(lsn) => set("recovery_target_lsn", lsn.to_string()),
         StopAt::Time(time) => set("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()),
         StopAt::Consistent => set("recovery_target", "immediate".to_owned()),
     }
-    set("recovery_target_timeline", timeline.to_string());
-    set("recovery_target_inclusive", "on".to_owned());
-    set("recovery_target_action", "promote".to_owned());
+    set("recovery_target_timeline", stop.timeline.to_string());
+    set("recovery_target_inclusive", if stop.inclusive { "on" } else { "off" }.to_owned());
+    set("recovery_target_action", stop.action.as_str().to_owned());
     set("strata.store", place.store.display().to_string());
     set("strata.agent_socket", String::new());
     if let Some(port) = place.port {

@@ -16,6 +16,8 @@
 
 pub mod background;
 pub mod configure;
+pub mod ending;
+pub mod find;
 pub mod fragments;
 pub mod plan;
 pub mod restore;
@@ -36,6 +38,7 @@ use crate::repository::manifest::Manifest;
 use crate::socket::Listener;
 use background::BackgroundAgent;
 use configure::NewPlace;
+use ending::Action;
 use fragments::{FetchOnly, Fetched, Wanted};
 use plan::{Plan, PlanRequest};
 use serde::Serialize;
@@ -68,6 +71,8 @@ pub struct RecoverRequest {
     pub tablespaces: Vec<(String, PathBuf)>,
     /// Parallel workers; none for the configuration's.
     pub jobs: Option<usize>,
+    /// What the server does when it has reached the target.
+    pub action: Action,
     /// Settings of the server's first start only, as `name=value`.
     pub server_options: Vec<String>,
 }
@@ -100,8 +105,10 @@ pub struct Recovered {
     pub timeline: u32,
     /// Seconds until the hot data was laid out.
     pub seconds_to_restore: f64,
-    /// Seconds until the server was open.
+    /// Seconds until the server was open, or had reached the target and waits there or is shut down.
     pub seconds_to_open: Option<f64>,
+    /// What the server did at the target.
+    pub action: Action,
     /// The server's messages of the recovery.
     pub server_log: PathBuf,
     /// The process that brings the fragments; none when they were all fetched, or nothing was started.
@@ -191,7 +198,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     let lock = Listener::bind(&names::default_socket(&store))?;
 
     let manifest = Arc::new(manifest);
-    let toml = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request.start, progress)
+    let toml = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request, progress)
         .await
         .map_err(|error| half_done(error, &into))?;
     let seconds_to_restore = began.elapsed().as_secs_f64();
@@ -219,6 +226,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         timeline: plan.timeline,
         seconds_to_restore,
         seconds_to_open: None,
+        action: request.action,
         server_log: start::log_path(&into),
         agent_pid: None,
         fragments: plan.fragments,
@@ -227,7 +235,14 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     drop(lock);
     drop(claimed);
     let planned = || plan.fragment_list.iter().map(Wanted::from).collect::<Vec<_>>();
-    if !request.start {
+    if !request.start || request.action == Action::Shutdown {
+        if request.start {
+            let spool = Spool::start(&config.wal, &repository, &store, plan.segments.clone());
+            start::start(&place, &request.server_options, false).await.map_err(|error| half_done(error, &into))?;
+            ending::wait_for_shutdown(&place, progress).await.map_err(|error| half_done(error, &into))?;
+            drop(spool);
+            recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
+        }
         let fetched = match request.full {
             true => Some(fragments::fetch_all(&repository, &store, planned(), workers, progress).await?),
             false => None,
@@ -239,12 +254,17 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         false => (None, Some(BackgroundAgent::start(&toml, &store, request.keep_serving).await?)),
     };
     let spool = Spool::start(&config.wal, &repository, &store, plan.segments.clone());
-    start::start(&place, &request.server_options).await.map_err(|error| half_done(error, &into))?;
-    start::wait(&place, progress).await.map_err(|error| half_done(error, &into))?;
+    let pause = request.action == Action::Pause;
+    start::start(&place, &request.server_options, pause).await.map_err(|error| half_done(error, &into))?;
+    match pause {
+        true => ending::wait_for_pause(&place, &conninfo, progress).await,
+        false => start::wait(&place, progress).await,
+    }
+    .map_err(|error| half_done(error, &into))?;
     drop(spool);
     recovered.seconds_to_open = Some(began.elapsed().as_secs_f64());
     recovered.conninfo = Some(conninfo.describe());
-    if let Err(error) = forget_target(&conninfo).await {
+    if !pause && let Err(error) = forget_target(&conninfo).await {
         tracing::warn!(
             "the recovery target stays in \"{}\"; remove the lines that begin with recovery_target before a standby is made of this server: {error}",
             into.join("postgresql.auto.conf").display()
@@ -361,16 +381,18 @@ async fn lay_out(
     tablespaces: Vec<restore::TablespacePlace>,
     plan: &Plan,
     workers: usize,
-    start: bool,
+    request: &RecoverRequest,
     progress: &Progress,
 ) -> Result<PathBuf> {
     let (config, repository, manifest) = (config.clone(), repository.clone(), manifest.clone());
     let (place, progress) = (place.clone(), progress.clone());
-    let (timeline, stop) = (plan.timeline, plan.stop);
+    let start = request.start;
+    let stop =
+        configure::Stop { timeline: plan.timeline, at: plan.stop, inclusive: plan.inclusive, action: request.action };
     blocking(move || {
         restore::restore(&repository, &manifest, &place.data, &tablespaces, workers, &progress)?;
         let map = restore::tablespace_map(&tablespaces);
-        let toml = configure::write_all(&config, &manifest, &place, &map, timeline, stop)?;
+        let toml = configure::write_all(&config, &manifest, &place, &map, stop)?;
         if !start {
             restore::sync_all(&place.data, &tablespaces)?;
         }

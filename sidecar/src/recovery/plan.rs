@@ -11,6 +11,7 @@
 //! Which segment covers a target is looked up in the notes that `wal push` made of each segment. Records that cross
 //! segment borders are not in those notes; where that matters (at the end of the archive) the segments are read.
 
+use super::find::{Wanted, find};
 use super::target::Target;
 use super::timeline::Chain;
 use super::view::View;
@@ -46,6 +47,9 @@ pub struct PlanRequest {
     pub timeline: Option<u32>,
     /// The base backup to use; none for the newest that fits.
     pub backup: Option<String>,
+    /// Stop just before what the target names, not behind it: before the record at the position, before the first commit at the
+    /// time or later, before the end of the transaction.
+    pub exclusive: bool,
 }
 
 /// A plan.
@@ -59,6 +63,8 @@ pub struct Plan {
     pub timeline: u32,
     /// What PostgreSQL is told to stop at.
     pub stop: StopAt,
+    /// PostgreSQL stops behind that, not before it.
+    pub inclusive: bool,
     /// The first WAL segment.
     pub wal_from: String,
     /// The last WAL segment.
@@ -112,7 +118,21 @@ pub fn plan(repository: &Repository, request: &PlanRequest) -> Result<Plan> {
         Error::new(ErrorKind::Missing, format!("the history of timeline {timeline} is not in the archive"))
             .with_hint("Name the timeline to follow with --timeline.")
     })?;
-    Planner { view: &view, request, timeline, chain: &chain }.plan()
+    let wanted = match &request.target {
+        Target::Xid(xid) => Wanted::Xid(*xid),
+        Target::Name(name) => Wanted::RestorePoint(name),
+        Target::Backup(_) | Target::Immediate | Target::Latest if request.exclusive => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("the target {} has nothing that it could stop before", request.target),
+            )
+            .with_hint("--exclusive goes with a time, a position, a transaction or a restore point."));
+        }
+        _ => return Planner { view: &view, request, timeline, chain: &chain }.plan(),
+    };
+    let resolved = PlanRequest { target: Target::Lsn(find(&view, &chain, &wanted)?), ..request.clone() };
+    let plan = Planner { view: &view, request: &resolved, timeline, chain: &chain }.plan()?;
+    Ok(Plan { target: request.target.to_string(), ..plan })
 }
 
 fn find_backup<'a>(backups: &'a [BackupEntry], id: &str) -> Result<&'a BackupEntry> {
@@ -143,6 +163,8 @@ pub(super) struct Reach {
 struct Stop {
     at: StopAt,
     last: u64,
+    /// It stands for everything up to there, whatever the target was.
+    whole: bool,
 }
 
 impl Planner<'_> {
@@ -229,6 +251,7 @@ impl Planner<'_> {
             target: self.request.target.to_string(),
             timeline: self.timeline,
             stop: stop.at,
+            inclusive: stop.whole || !self.request.exclusive,
             wal_from: self.chain.segment(from, size).to_string(),
             wal_to: self.chain.segment(stop.last, size).to_string(),
             segments: (from..=stop.last).map(|number| self.chain.segment(number, size)).collect(),
@@ -251,6 +274,8 @@ impl Planner<'_> {
             Target::Lsn(lsn) => backup.stop_lsn <= *lsn,
             Target::Time(time) => backup.stopped_at <= *time,
             Target::Backup(id) => backup.id == *id,
+            // The last two are positions by now.
+            Target::Immediate | Target::Xid(_) | Target::Name(_) => true,
         };
         let on_way = |backup: &&BackupEntry| self.chain.contains(backup.timeline, backup.stop_lsn);
         if let Target::Backup(id) = &self.request.target {
@@ -301,16 +326,18 @@ impl Planner<'_> {
         let Some(archived) = archived.filter(|archived| *archived >= backup_end) else {
             // Nothing behind the backup: the loop over its own segments says which are missing.
             return match self.request.target {
-                Target::Backup(_) | Target::Latest => Ok(Stop { at: StopAt::Consistent, last: backup_end }),
+                Target::Backup(_) | Target::Immediate | Target::Latest => {
+                    Ok(Stop { at: StopAt::Consistent, last: backup_end, whole: true })
+                }
                 _ => Err(self.beyond(&format!("the archive ends before the backup {} does", backup.id))),
             };
         };
         match &self.request.target {
-            Target::Backup(_) => Ok(Stop { at: StopAt::Consistent, last: backup_end }),
-            Target::Latest => {
+            Target::Backup(_) | Target::Immediate => Ok(Stop { at: StopAt::Consistent, last: backup_end, whole: true }),
+            Target::Latest | Target::Xid(_) | Target::Name(_) => {
                 let tail = self.tail(from, archived, size)?;
                 let at = tail.last_record.map_or(StopAt::Consistent, StopAt::Lsn);
-                Ok(Stop { at, last: archived })
+                Ok(Stop { at, last: archived, whole: true })
             }
             Target::Lsn(lsn) => self.stop_at_lsn(*lsn, from, archived, size),
             Target::Time(time) => self.stop_at_time(*time, backup, from, archived, size),
@@ -323,14 +350,14 @@ impl Planner<'_> {
                 continue;
             };
             if note.segment.and_then(|summary| summary.last_record).is_some_and(|last| last >= lsn) {
-                return Ok(Stop { at: StopAt::Lsn(lsn), last: number });
+                return Ok(Stop { at: StopAt::Lsn(lsn), last: number, whole: false });
             }
         }
         // No record that begins there or later is in the archive. Everything before it may be, all the same.
         let tail = self.tail(from, archived, size)?;
         match tail.last_record {
-            Some(last) if last >= lsn => Ok(Stop { at: StopAt::Lsn(lsn), last: archived }),
-            Some(last) if tail.covered >= lsn => Ok(Stop { at: StopAt::Lsn(last), last: archived }),
+            Some(last) if last >= lsn => Ok(Stop { at: StopAt::Lsn(lsn), last: archived, whole: false }),
+            Some(last) if tail.covered >= lsn => Ok(Stop { at: StopAt::Lsn(last), last: archived, whole: true }),
             _ => Err(self.beyond(&format!("the archive reaches {}", tail.covered))),
         }
     }
@@ -342,22 +369,27 @@ impl Planner<'_> {
         for number in from..=archived {
             let Some(note) = self.view.note(&self.chain.segment(number, size).to_string())? else { continue };
             let Some(last) = note.segment.and_then(|summary| summary.last_time) else { continue };
-            if last > time {
-                return Ok(Stop { at: StopAt::Time(time), last: number });
+            if self.is_behind(last, time) {
+                return Ok(Stop { at: StopAt::Time(time), last: number, whole: false });
             }
             noted = noted.max(last);
             scan_from = number;
         }
         let tail = self.tail(scan_from, archived, size)?;
-        if let Some(number) = tail.first_commit_after(time, size) {
-            return Ok(Stop { at: StopAt::Time(time), last: number });
+        if let Some(number) = tail.first_commit(|commit| self.is_behind(commit, time), size) {
+            return Ok(Stop { at: StopAt::Time(time), last: number, whole: false });
         }
         let known = self.known(noted, &tail);
         if time > known {
             return Err(self.beyond(&format!("the archive is known to reach {known} (position {})", tail.covered)));
         }
         let at = tail.last_record.map_or(StopAt::Consistent, StopAt::Lsn);
-        Ok(Stop { at, last: archived })
+        Ok(Stop { at, last: archived, whole: true })
+    }
+
+    /// True when a commit is behind a stop at a time.
+    fn is_behind(&self, commit: Timestamp, time: Timestamp) -> bool {
+        if self.request.exclusive { commit >= time } else { commit > time }
     }
 
     /// The time up to which all commits are known to be in the archive: the latest one in it, of a restore point, or of the beginning
@@ -469,7 +501,7 @@ impl Planner<'_> {
             .iter()
             .map(|fragment| ((fragment.database_oid, fragment.hash.clone()), fragment.clone()))
             .collect();
-        if let Target::Backup(_) = self.request.target {
+        if matches!(self.request.target, Target::Backup(_) | Target::Immediate) {
             return Ok(all.into_values().collect());
         }
         for entry in self.view.log()? {
@@ -523,9 +555,9 @@ struct Tail {
 }
 
 impl Tail {
-    /// The segment in which the first commit later than `time` ends.
-    fn first_commit_after(&self, time: Timestamp, size: u64) -> Option<u64> {
-        let (end, _) = self.commits.iter().find(|(_, commit)| *commit > time)?;
+    /// The segment in which the first commit of this kind ends.
+    fn first_commit(&self, is_it: impl Fn(Timestamp) -> bool, size: u64) -> Option<u64> {
+        let (end, _) = self.commits.iter().find(|(_, commit)| is_it(*commit))?;
         Some(Segment::holding(1, Lsn(end.0.saturating_sub(1)), size).number(size))
     }
 }

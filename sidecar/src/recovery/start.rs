@@ -1,7 +1,7 @@
 //! Starts a recovered server through `pg_ctl` and waits until it is open.
 //!
 //! While it recovers it takes no connections (`hot_standby = off` on the command line only), so nobody ever sees a state
-//! from before the target. It is open when its `postmaster.pid` says `ready`.
+//! from before the target, unless it is to pause there ([`super::ending`]). It is open when its `postmaster.pid` says `ready`.
 
 use super::configure::NewPlace;
 use crate::error::{AtPath, Error, ErrorKind, Result};
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const POLL: Duration = Duration::from_millis(20);
-const ENDED: &str = "the recovered server ended before it was open";
+pub(super) const POLL: Duration = Duration::from_millis(20);
+pub(super) const ENDED: &str = "the recovered server ended before it was open";
 /// How much of the server's log is read for an error.
 const LOG_TAIL: u64 = 64 << 10;
 /// How long the server's log collector, which outlives the server, may take to write the server's last words.
@@ -22,11 +22,11 @@ pub fn log_path(data: &Path) -> PathBuf {
     data.join("strata-recover.log")
 }
 
-/// Starts the server, with settings of its command line. Returns at once.
-pub async fn start(place: &NewPlace, options: &[String]) -> Result<()> {
+/// Starts the server, with settings of its command line. Returns at once. With `hot_standby` it takes connections while it recovers.
+pub async fn start(place: &NewPlace, options: &[String], hot_standby: bool) -> Result<()> {
     let log = log_path(&place.data);
     let pg_ctl = place.bin.join("pg_ctl");
-    let status = tokio::process::Command::from(command(&pg_ctl, &place.data, &log, options))
+    let status = tokio::process::Command::from(command(&pg_ctl, &place.data, &log, options, hot_standby))
         .status()
         .await
         .at("run", &pg_ctl)?;
@@ -36,8 +36,9 @@ pub async fn start(place: &NewPlace, options: &[String]) -> Result<()> {
     Err(failed(place, "pg_ctl could not start the server").await)
 }
 
-fn command(pg_ctl: &Path, data: &Path, log: &Path, options: &[String]) -> Command {
-    let mut all = "-c hot_standby=off -c recovery_init_sync_method=syncfs".to_owned();
+fn command(pg_ctl: &Path, data: &Path, log: &Path, options: &[String], hot_standby: bool) -> Command {
+    let hot_standby = if hot_standby { "on" } else { "off" };
+    let mut all = format!("-c hot_standby={hot_standby} -c recovery_init_sync_method=syncfs");
     options.iter().for_each(|option| all.push_str(&format!(" -c {option}")));
     let mut command = Command::new(pg_ctl);
     command
@@ -76,14 +77,14 @@ pub async fn wait(place: &NewPlace, progress: &Progress) -> Result<()> {
 }
 
 /// What a server's `postmaster.pid` says.
-struct PidFile {
-    alive: bool,
-    ready: bool,
+pub(super) struct PidFile {
+    pub alive: bool,
+    pub ready: bool,
 }
 
 impl PidFile {
     /// None when the file is not there, or not written yet.
-    fn read(path: &Path) -> Option<Self> {
+    pub fn read(path: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(path).ok()?;
         // The last line that is ended is whole.
         let text = text.get(..text.rfind('\n')?)?;
@@ -96,7 +97,7 @@ impl PidFile {
     }
 }
 
-async fn failed(place: &NewPlace, message: &str) -> Error {
+pub(super) async fn failed(place: &NewPlace, message: &str) -> Error {
     let log = log_path(&place.data);
     let is_fatal = |line: &&str| line.contains("FATAL") || line.contains("PANIC");
     let mut patience = LOG_PATIENCE;

@@ -20,6 +20,12 @@ pub enum Target {
     Time(Timestamp),
     /// As soon as this backup is consistent.
     Backup(String),
+    /// As soon as the newest backup is consistent.
+    Immediate,
+    /// Behind the end of this transaction.
+    Xid(u32),
+    /// Behind this named restore point.
+    Name(String),
 }
 
 impl fmt::Display for Target {
@@ -29,6 +35,9 @@ impl fmt::Display for Target {
             Self::Lsn(lsn) => lsn.fmt(f),
             Self::Time(time) => time.fmt(f),
             Self::Backup(id) => f.write_str(id),
+            Self::Immediate => f.write_str("immediate"),
+            Self::Xid(xid) => write!(f, "xid:{xid}"),
+            Self::Name(name) => write!(f, "name:{name}"),
         }
     }
 }
@@ -41,6 +50,21 @@ impl FromStr for Target {
         if text.eq_ignore_ascii_case("latest") {
             return Ok(Self::Latest);
         }
+        if text.eq_ignore_ascii_case("immediate") {
+            return Ok(Self::Immediate);
+        }
+        if let Some(xid) = text.strip_prefix("xid:") {
+            return xid.trim().parse().ok().filter(|xid| *xid > 2).map(Self::Xid).ok_or_else(|| {
+                Error::new(ErrorKind::Usage, format!("\"{xid}\" is not a transaction id"))
+                    .with_hint("It is a number of 32 bits, as pg_current_xact_id()::xid shows it.")
+            });
+        }
+        if let Some(name) = text.strip_prefix("name:") {
+            return match name.len() {
+                1..=63 => Ok(Self::Name(name.to_owned())),
+                _ => Err(Error::new(ErrorKind::Usage, format!("\"{name}\" is not the name of a restore point"))),
+            };
+        }
         if catalog::is_backup_id(text) {
             return Ok(Self::Backup(text.to_owned()));
         }
@@ -49,7 +73,7 @@ impl FromStr for Target {
         }
         parse_time(text)?.map(Self::Time).ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("\"{text}\" is not a recovery target"))
-                .with_hint("A target is \"latest\", a position like 0/16B3748, a time like \"2026-01-31 09:30:00+01\", or a backup's id.")
+                .with_hint("A target is \"latest\", \"immediate\", a position like 0/16B3748, a time like \"2026-01-31 09:30:00+01\", \"xid:NUMBER\", \"name:RESTORE POINT\", or a backup's id.")
         })
     }
 }
@@ -98,6 +122,9 @@ mod tests {
         let time = |text: &str| Target::Time(text.parse().unwrap());
         for (text, target) in [
             ("latest", Target::Latest),
+            ("immediate", Target::Immediate),
+            ("xid:4711", Target::Xid(4711)),
+            ("name:before the release", Target::Name("before the release".into())),
             ("0/16B3748", Target::Lsn(Lsn(0x16B3748))),
             ("20260131T093015Z", Target::Backup("20260131T093015Z".into())),
             ("2026-01-31T09:30:15Z", time("2026-01-31T09:30:15Z")),
@@ -132,7 +159,18 @@ mod tests {
 
     #[test]
     fn other_texts_are_usage_errors() {
-        for bad in ["", "yesterday", "0/", "2026-13-01 00:00:00Z", "12:30", "2026-01-31 25:00:00+00"] {
+        for bad in [
+            "",
+            "xid:",
+            "xid:0",
+            "xid:99999999999",
+            "name:",
+            "yesterday",
+            "0/",
+            "2026-13-01 00:00:00Z",
+            "12:30",
+            "2026-01-31 25:00:00+00",
+        ] {
             assert_eq!(bad.parse::<Target>().unwrap_err().kind, ErrorKind::Usage, "{bad}");
         }
     }

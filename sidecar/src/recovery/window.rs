@@ -131,10 +131,10 @@ fn along(view: &View, timeline: u32, chain: &Chain, missing: &Missing) -> Result
         backup = cut.backup.or(backup);
         let Some(entry) = backup.and_then(|at| view.backups.get(at)) else { continue };
         let ask = |target: Target| -> std::result::Result<(), Error> {
-            let request = PlanRequest { target, timeline: Some(timeline), backup: None };
+            let request = PlanRequest { target, timeline: Some(timeline), backup: None, exclusive: false };
             Planner { view, request: &request, timeline, chain }.plan()?.require_complete()
         };
-        let any = PlanRequest { target: Target::Latest, timeline: Some(timeline), backup: None };
+        let any = PlanRequest { target: Target::Latest, timeline: Some(timeline), backup: None, exclusive: false };
         let reach = Planner { view, request: &any, timeline, chain }.reach(entry)?;
         let next = cuts.get(at + 1);
         let limit = next.map(|next| Lsn(next.lsn.0.saturating_sub(1)));

@@ -54,7 +54,8 @@ pub fn facts(repository: &Repository, now: Timestamp) -> Result<Facts> {
     }
     let mut backups = Vec::new();
     for entry in entries {
-        let request = PlanRequest { target: Target::Backup(entry.id.clone()), timeline: None, backup: None };
+        let request =
+            PlanRequest { target: Target::Backup(entry.id.clone()), timeline: None, backup: None, exclusive: false };
         let planned = plan::plan(repository, &request).and_then(|plan| plan.require_complete());
         let unusable = match planned {
             Ok(()) => None,

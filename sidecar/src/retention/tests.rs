@@ -319,7 +319,7 @@ fn build(history: &History) -> Archive {
 fn plans(archive: &Archive, timelines: &[u32]) -> BTreeMap<(u32, String), Plan> {
     let mut found = BTreeMap::new();
     let mut try_one = |timeline: u32, target: Target, key: String| {
-        let request = PlanRequest { target, timeline: Some(timeline), backup: None };
+        let request = PlanRequest { target, timeline: Some(timeline), backup: None, exclusive: false };
         if let Ok(plan) = crate::recovery::plan::plan(&archive.repository, &request)
             && plan.require_complete().is_ok()
         {

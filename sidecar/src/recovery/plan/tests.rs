@@ -149,7 +149,7 @@ impl Archive {
     }
 
     pub(crate) fn plan_on(&self, target: Target, timeline: Option<u32>) -> Result<Plan> {
-        plan(&self.repository, &PlanRequest { target, timeline, backup: None })
+        plan(&self.repository, &PlanRequest { target, timeline, backup: None, exclusive: false })
     }
 }
 
