@@ -34,7 +34,7 @@ thread_local! {
     static SCRATCH: RefCell<Option<(Decompressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
 }
 
-/// A frame that would be larger is left to Vortex; the writer's are 16 KiB, but a value of any length is in one.
+/// A frame that would be larger is left to Vortex; the writer's are 8 KiB, but a value of any length is in one.
 const LARGEST: usize = 1 << 20;
 
 impl Frames {
