@@ -124,6 +124,7 @@ impl AgentHandler {
             tablespaces: Vec::new(),
             jobs: None,
             action: crate::recovery::ending::Action::Promote,
+            delta: false,
             server_options: Vec::new(),
         };
         if !request.into.is_absolute() {

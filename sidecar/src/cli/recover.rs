@@ -13,7 +13,7 @@ pub struct Args {
     /// Where to stop; see below
     #[arg(long, value_name = "TARGET")]
     to: String,
-    /// The new data directory: absent or empty
+    /// The new data directory: absent or empty, unless --delta is given
     #[arg(long, value_name = "DIR")]
     into: PathBuf,
     /// The new store; by default the data directory's path with ".strata" behind it
@@ -53,6 +53,10 @@ pub struct Args {
     /// SELECT pg_wal_replay_resume() promotes it; "shutdown" stops it there
     #[arg(long, value_enum, default_value_t = Action::Promote, conflicts_with = "no_start")]
     action: Action,
+    /// Recover over an existing, stopped data directory of the same cluster: what is in it and not in the backup is removed, and only
+    /// what differs is written. A tablespace stays where it is
+    #[arg(long)]
+    delta: bool,
     /// Parallel workers; by default backup.jobs of the configuration, else one for each processor
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
@@ -82,6 +86,7 @@ pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
         allow_tablespaces: args.allow_tablespaces,
         tablespaces: args.tablespaces.clone(),
         action: args.action,
+        delta: args.delta,
         jobs: args.jobs.map(usize::from),
         server_options: Vec::new(),
     };
@@ -119,6 +124,10 @@ fn text(outcome: &Outcome) -> String {
             recovered.into.display()
         ),
     };
+    if let Some(delta) = &recovered.delta {
+        let (kept, written) = (output::bytes(delta.kept_bytes), output::bytes(delta.written_bytes));
+        text.push_str(&format!("{kept} were there already, {written} were written\n"));
+    }
     match (&outcome.fetched, recovered.agent_pid) {
         (Some(fetched), _) => text.push_str(&format!(
             "{} of {} fragments fetched ({}), {} missing",

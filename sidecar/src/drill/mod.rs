@@ -122,6 +122,7 @@ async fn attempt(
         tablespaces: Vec::new(),
         jobs: request.jobs,
         action: crate::recovery::ending::Action::Promote,
+        delta: false,
         server_options: ["listen_addresses=''", "max_logical_replication_workers=0", "autovacuum=off", "fsync=off"]
             .map(str::to_owned)
             .to_vec(),

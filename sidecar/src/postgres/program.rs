@@ -43,16 +43,20 @@ pub fn require_owner(data_directory: &Path) -> Result<()> {
     ))
 }
 
+/// The system identifier in a `pg_control`.
+pub fn system_identifier(control: &Path) -> Result<u64> {
+    use std::os::unix::fs::FileExt;
+    let mut first = [0; 8];
+    std::fs::File::open(control)
+        .and_then(|file| file.read_exact_at(&mut first, 0))
+        .map_err(|error| Error::io("read", control, error).with_hint("Is this the server's data directory?"))?;
+    Ok(u64::from_le_bytes(first))
+}
+
 /// Fails unless `data_directory` holds the cluster with this system identifier: a conninfo may lead to another server than the
 /// one whose files are here.
 pub fn require_cluster(data_directory: &Path, system_identifier: u64) -> Result<()> {
-    use std::os::unix::fs::FileExt;
-    let path = data_directory.join("global/pg_control");
-    let mut first = [0; 8];
-    std::fs::File::open(&path)
-        .and_then(|file| file.read_exact_at(&mut first, 0))
-        .map_err(|error| Error::io("read", &path, error).with_hint("Is this the server's data directory?"))?;
-    let found = u64::from_le_bytes(first);
+    let found = self::system_identifier(&data_directory.join("global/pg_control"))?;
     if found == system_identifier {
         return Ok(());
     }

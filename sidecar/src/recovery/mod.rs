@@ -9,13 +9,15 @@
 //! Without `full`, an agent of the new server is started in the background for the fragments, and this process is done
 //! when the server is open ([`background`]). With `full`, this process serves and fetches them itself.
 //!
-//! Promises. Nothing is written before the plan is complete. The directory that is named is absent or empty; no running
+//! Promises. Nothing is written before the plan is complete. The directory that is named is absent or empty, or, when that is asked for
+//! ([`delta`]), that of the same cluster; no running
 //! server is touched. The server opens at the target or not at all. It opens with archiving off. Fragments that a query
 //! touches before they were fetched come on demand; `full` waits for all of them. What could not be fetched is named. Once it
 //! is open, nothing of the target stays in its configuration.
 
 pub mod background;
 pub mod configure;
+pub mod delta;
 pub mod ending;
 pub mod find;
 pub mod fragments;
@@ -38,6 +40,7 @@ use crate::repository::manifest::Manifest;
 use crate::socket::Listener;
 use background::BackgroundAgent;
 use configure::NewPlace;
+use delta::{DeltaReport, Kept};
 use ending::Action;
 use fragments::{FetchOnly, Fetched, Wanted};
 use plan::{Plan, PlanRequest};
@@ -73,6 +76,8 @@ pub struct RecoverRequest {
     pub jobs: Option<usize>,
     /// What the server does when it has reached the target.
     pub action: Action,
+    /// `into` is an existing data directory of the same cluster; only what differs is written.
+    pub delta: bool,
     /// Settings of the server's first start only, as `name=value`.
     pub server_options: Vec<String>,
 }
@@ -109,6 +114,8 @@ pub struct Recovered {
     pub seconds_to_open: Option<f64>,
     /// What the server did at the target.
     pub action: Action,
+    /// How much of an existing directory was used; none when there was none.
+    pub delta: Option<DeltaReport>,
     /// The server's messages of the recovery.
     pub server_log: PathBuf,
     /// The process that brings the fragments; none when they were all fetched, or nothing was started.
@@ -188,17 +195,20 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         store: store.clone(),
         port: request.port,
     };
-    let tablespaces = restore::place_tablespaces(&manifest.tablespaces, &into, &request.tablespaces)?;
+    let tablespaces = restore::place_tablespaces(&manifest.tablespaces, &into, &request.tablespaces, request.delta)?;
     if request.start {
         require_free_port(&manifest, request.port)?;
     }
-    let claimed = restore::claim(&into)?;
+    let claimed = match request.delta {
+        true => delta::claim(&into, plan.backup.system_identifier)?,
+        false => restore::claim(&into)?,
+    };
     std::fs::create_dir_all(&store).map_err(|error| Error::io("create the directory", &store, error))?;
     // The socket comes first: it is also what keeps two recoveries out of one store.
     let lock = Listener::bind(&names::default_socket(&store))?;
 
     let manifest = Arc::new(manifest);
-    let toml = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request, progress)
+    let (toml, delta) = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request, progress)
         .await
         .map_err(|error| half_done(error, &into))?;
     let seconds_to_restore = began.elapsed().as_secs_f64();
@@ -227,6 +237,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
         seconds_to_restore,
         seconds_to_open: None,
         action: request.action,
+        delta,
         server_log: start::log_path(&into),
         agent_pid: None,
         fragments: plan.fragments,
@@ -300,7 +311,8 @@ async fn forget_target(conninfo: &Conninfo) -> Result<()> {
 
 /// What is in the way of another try.
 fn half_done(error: Error, into: &Path) -> Error {
-    let hint = format!("\"{}\" holds what was laid out so far. Empty it before the next try.", into.display());
+    let hint =
+        format!("\"{}\" holds what was laid out so far. Empty it before the next try, or use --delta.", into.display());
     let hint = match error.hint() {
         Some(first) => format!("{first} {hint}"),
         None => hint,
@@ -336,7 +348,9 @@ async fn prepare(
     into: &Path,
     store: &Path,
 ) -> Result<(Plan, Manifest)> {
-    restore::require_empty(into)?;
+    if !request.delta {
+        restore::require_empty(into)?;
+    }
     if store.starts_with(into) || into.starts_with(store) {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -350,7 +364,7 @@ async fn prepare(
     if into.starts_with(repository.root()) || store.starts_with(repository.root()) {
         return Err(Error::new(ErrorKind::Usage, "the new server must not be inside the repository"));
     }
-    if has_fragments(store) {
+    if !request.delta && has_fragments(store) {
         return Err(Error::new(ErrorKind::Conflict, format!("the store \"{}\" is not empty", store.display()))
             .with_hint("Name another store with --store, or empty this one."));
     }
@@ -383,20 +397,28 @@ async fn lay_out(
     workers: usize,
     request: &RecoverRequest,
     progress: &Progress,
-) -> Result<PathBuf> {
+) -> Result<(PathBuf, Option<DeltaReport>)> {
     let (config, repository, manifest) = (config.clone(), repository.clone(), manifest.clone());
     let (place, progress) = (place.clone(), progress.clone());
-    let start = request.start;
+    let (start, delta) = (request.start, request.delta);
     let stop =
         configure::Stop { timeline: plan.timeline, at: plan.stop, inclusive: plan.inclusive, action: request.action };
     blocking(move || {
-        restore::restore(&repository, &manifest, &place.data, &tablespaces, workers, &progress)?;
+        let kept = delta.then(Kept::default);
+        if delta {
+            progress.phase("compare", 0, "removing what the backup does not have");
+            delta::prepare(&place.data, &manifest, &tablespaces)?;
+        }
+        restore::restore(&repository, &manifest, &place.data, &tablespaces, kept.as_ref(), workers, &progress)?;
         let map = restore::tablespace_map(&tablespaces);
         let toml = configure::write_all(&config, &manifest, &place, &map, stop)?;
+        if delta {
+            delta::release(&place.data)?;
+        }
         if !start {
             restore::sync_all(&place.data, &tablespaces)?;
         }
-        Ok(toml)
+        Ok((toml, kept.map(|kept| kept.report(&manifest))))
     })
     .await
 }

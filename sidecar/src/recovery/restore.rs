@@ -5,6 +5,7 @@
 //! pieces in the order in which they come. Nothing is made durable file by file: PostgreSQL makes the whole data directory durable
 //! itself before it begins to recover, and a directory that is not started is synced as a whole at the end.
 
+use super::delta::{Kept, held_name};
 use crate::error::{AtPath, Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -95,17 +96,20 @@ pub fn require_empty(dir: &Path) -> Result<()> {
     if entries.next().is_none() {
         return Ok(());
     }
-    let pid = std::fs::read_to_string(dir.join("postmaster.pid")).ok().and_then(|text| {
-        let pid = text.lines().next()?.trim().to_owned();
-        Path::new("/proc").join(&pid).exists().then_some(pid)
-    });
-    Err(match pid {
+    Err(match running_in(dir) {
         Some(pid) => Error::new(ErrorKind::Conflict, format!("a server runs in \"{}\"", dir.display()))
             .detail(format!("Its process is {pid}."))
             .with_hint("A recovery never goes over a running server. Name a new directory."),
         None => Error::new(ErrorKind::Conflict, format!("the directory \"{}\" is not empty", dir.display()))
             .with_hint("Name a new directory, or empty this one."),
     })
+}
+
+/// The process of the server that runs in a data directory, if one does.
+pub fn running_in(dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(dir.join("postmaster.pid")).ok()?;
+    let pid = text.lines().next()?.trim().to_owned();
+    Path::new("/proc").join(&pid).exists().then_some(pid)
 }
 
 fn create_private_dir(path: &Path, mode: u32) -> Result<()> {
@@ -118,11 +122,13 @@ fn create_private_dir(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
-/// Where the tablespaces of a backup go: what `mapping` says (by oid or by old path), else beside the data directory.
+/// Where the tablespaces of a backup go: what `mapping` says (by oid or by old path), else, over an existing directory (`delta`), where its link
+/// leads, else beside the data directory.
 pub fn place_tablespaces(
     tablespaces: &[Tablespace],
     into: &Path,
     mapping: &[(String, PathBuf)],
+    delta: bool,
 ) -> Result<Vec<TablespacePlace>> {
     let mut unused: Vec<&str> = mapping.iter().map(|(from, _)| from.as_str()).collect();
     let mut places = Vec::new();
@@ -135,13 +141,18 @@ pub fn place_tablespaces(
         }
         let path = mapped.map_or_else(
             || {
+                if let Some(place) = std::fs::read_link(into.join("pg_tblspc").join(&oid)).ok().filter(|_| delta) {
+                    return place;
+                }
                 let mut name = into.as_os_str().to_owned();
                 name.push(".tablespaces");
                 PathBuf::from(name).join(&oid)
             },
             |(_, path)| path.clone(),
         );
-        require_empty(&path)?;
+        if !delta {
+            require_empty(&path)?;
+        }
         let wrong = |why: String| {
             Error::new(ErrorKind::Usage, format!("the tablespace {oid} cannot go to \"{}\"", path.display()))
                 .detail(why)
@@ -184,12 +195,13 @@ pub fn claim(into: &Path) -> Result<Lock> {
     Ok(lock)
 }
 
-/// Lays a backup out in `into`, which is empty.
+/// Lays a backup out in `into`, which is empty, or was prepared by [`super::delta`] and keeps what is right already.
 pub fn restore(
     repository: &Repository,
     manifest: &Manifest,
     into: &Path,
     places: &[TablespacePlace],
+    kept: Option<&Kept>,
     workers: usize,
     progress: &Progress,
 ) -> Result<()> {
@@ -203,6 +215,11 @@ pub fn restore(
                     std::fs::create_dir_all(above).at("create the directory", above)?;
                 }
                 create_private_dir(&place.path, directory.mode)?;
+                match std::fs::read_link(&path) {
+                    Ok(old) if old == place.path => continue,
+                    Ok(_) => std::fs::remove_file(&path).at("remove", &path)?,
+                    Err(_) => {}
+                }
                 std::os::unix::fs::symlink(&place.path, &path).at("link", &path)?;
             }
             None => create_private_dir(&path, directory.mode)?,
@@ -212,7 +229,7 @@ pub fn restore(
     progress.phase_bytes("restore", total, "laying the hot data out");
     for file in manifest.files.iter().filter(|file| file.parts.is_empty()) {
         check_path(&file.path)?;
-        create_file(&into.join(&file.path), file.mode)?;
+        create_file(&into.join(&file.path), file.mode)?.set_len(0).at("truncate", &into.join(&file.path))?;
     }
     if let Some(first) = manifest.packs.iter().find_map(|pack| pack.object.as_deref()) {
         let tool = repository.tool().ok_or_else(|| not_configured(first))?;
@@ -222,13 +239,13 @@ pub fn restore(
             workers,
             &streams,
             || (),
-            |(), (object, pieces)| stream(tool, object, pieces, into, progress),
+            |(), (object, pieces)| stream(tool, object, pieces, into, kept.is_some(), progress),
         );
     }
     let frames = frames(manifest)?;
     let dir = repository.backup_dir(&manifest.id);
     let storage = repository.storage();
-    let worker = || Worker { storage, manifest, dir: &dir, into, pack: None, content: Vec::new() };
+    let worker = || Worker { storage, manifest, dir: &dir, into, kept, pack: None, content: Vec::new() };
     in_parallel(workers, &frames, worker, |worker, frame| {
         worker.frame(frame)?;
         progress.advance(frame.pieces.iter().map(|piece| piece.bytes as u64).sum());
@@ -335,11 +352,12 @@ fn stream(
     object: &StoredObject,
     pieces: &[StreamPiece<'_>],
     into: &Path,
+    delta: bool,
     progress: &Progress,
 ) -> Result<()> {
     let mut open: Option<(PathBuf, File)> = None;
     read_stream(tool, object, pieces, |piece, content| {
-        let path = into.join(piece.path);
+        let path = into.join(if delta { held_name(piece.path) } else { piece.path });
         if open.as_ref().is_none_or(|(name, _)| *name != path) {
             open = Some((path.clone(), create_file(&path, piece.mode)?));
         }
@@ -355,12 +373,30 @@ struct Worker<'a> {
     manifest: &'a Manifest,
     dir: &'a Path,
     into: &'a Path,
+    kept: Option<&'a Kept>,
     pack: Option<(usize, PackReader)>,
     content: Vec<u8>,
 }
 
 impl Worker<'_> {
+    /// Where a file goes.
+    fn target(&self, path: &str) -> PathBuf {
+        self.into.join(if self.kept.is_some() { held_name(path) } else { path })
+    }
+
+    /// Which pieces of a frame are there already.
+    fn kept(&self, frame: &Frame<'_>) -> Vec<bool> {
+        let is_kept = |piece: &Piece<'_>| {
+            self.kept.is_some_and(|kept| kept.has(&self.target(piece.path), piece.offset, piece.bytes, piece.blake3))
+        };
+        frame.pieces.iter().map(is_kept).collect()
+    }
+
     fn frame(&mut self, frame: &Frame<'_>) -> Result<()> {
+        let kept = self.kept(frame);
+        if kept.iter().all(|kept| *kept) {
+            return Ok(());
+        }
         if self.pack.as_ref().is_none_or(|(open, _)| *open != frame.pack) {
             let pack =
                 self.manifest.packs.get(frame.pack).ok_or_else(|| {
@@ -368,9 +404,10 @@ impl Worker<'_> {
                 })?;
             self.pack = Some((frame.pack, PackReader::open(self.storage, &self.dir.join(&pack.name))?));
         }
+        let into = |path: &str| self.into.join(if self.kept.is_some() { held_name(path) } else { path });
         let Some((_, reader)) = &mut self.pack else { return Ok(()) };
         reader.frame(frame.offset, frame.stored, &mut self.content, frame.content)?;
-        for piece in &frame.pieces {
+        for (piece, _) in frame.pieces.iter().zip(kept).filter(|(_, kept)| !kept) {
             let content = self.content.get(piece.skip..piece.skip + piece.bytes).unwrap_or_default();
             if blake3::hash(content).to_hex().as_str() != piece.blake3 {
                 return Err(Error::damaged(
@@ -378,7 +415,7 @@ impl Worker<'_> {
                     format_args!("the checksum of \"{}\" at {} does not match", piece.path, piece.offset),
                 ));
             }
-            let path = self.into.join(piece.path);
+            let path = into(piece.path);
             create_file(&path, piece.mode)?.write_all_at(content, piece.offset).at("write", &path)?;
         }
         Ok(())
@@ -445,7 +482,7 @@ mod tests {
         let one = dir.path().join("one");
         let two = dir.path().join("two\nlines");
         let mapping = [("1".to_owned(), one.clone()), ("/old/two".to_owned(), two)];
-        let places = place_tablespaces(&tablespaces, &into, &mapping).unwrap();
+        let places = place_tablespaces(&tablespaces, &into, &mapping, false).unwrap();
         assert_eq!(places[0].path, one);
         assert_eq!(places[2].path, dir.path().join("data.tablespaces/3"));
         assert!(tablespace_map(&places).contains("two\\\nlines"));
@@ -454,7 +491,11 @@ mod tests {
             vec![("1".to_owned(), one.clone()), ("2".to_owned(), one)],
             vec![("1".to_owned(), into.join("inside"))],
         ] {
-            assert_eq!(place_tablespaces(&tablespaces, &into, &wrong).unwrap_err().kind, ErrorKind::Usage, "{wrong:?}");
+            assert_eq!(
+                place_tablespaces(&tablespaces, &into, &wrong, false).unwrap_err().kind,
+                ErrorKind::Usage,
+                "{wrong:?}"
+            );
         }
     }
 }
