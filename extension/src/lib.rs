@@ -60,6 +60,7 @@ pub extern "C-unwind" fn _PG_init() {
         }
     }
     plan::init();
+    am::adopted::install();
     tier::test_fold::install();
 }
 
@@ -67,6 +68,7 @@ pub extern "C-unwind" fn _PG_init() {
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relid: pg_sys::Oid) {
     pg::catalog::invalidate(relid);
     am::fragments::invalidate(relid);
+    am::probe::invalidate();
 }
 
 #[pg_guard]

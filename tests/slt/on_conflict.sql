@@ -101,3 +101,48 @@ INSERT INTO more VALUES (1, 'Boo'), (3, 'Zoo');
 WITH aaa AS (SELECT 1 AS a, 'Foo' AS b) INSERT INTO more VALUES (1, 'Bar') ON CONFLICT (a) DO UPDATE SET (b, a) = (SELECT b, a FROM aaa) RETURNING *;
 INSERT INTO more VALUES (1, 'Baz'), (3, 'Zaz') ON CONFLICT (a) DO UPDATE SET (b, a) = (SELECT b || ', Correlated', a FROM more i WHERE i.a = more.a) RETURNING *;
 INSERT INTO more VALUES (1, 'Bat'), (3, 'Zot') ON CONFLICT (a) DO UPDATE SET (b, a) = (SELECT b || ', Excluded', a FROM more i WHERE i.a = excluded.a) RETURNING *;
+-- The conflict is found before anything else of the new row is looked at.
+CREATE TABLE strict (id int PRIMARY KEY, v text, n int, EXCLUDE USING btree (n WITH =));
+CREATE INDEX strict_v ON strict (v);
+CREATE INDEX strict_n ON strict ((100 / n));
+CREATE UNIQUE INDEX strict_u ON strict (lower(v));
+INSERT INTO strict SELECT i, 'v' || i, i FROM generate_series(1, 60) i;
+\warm strict
+INSERT INTO strict SELECT 7, string_agg(md5(i::text), ''), 0 FROM generate_series(1, 400) i ON CONFLICT (id) DO UPDATE SET n = strict.n + 1000 RETURNING id, n;
+INSERT INTO strict SELECT 8, string_agg(md5(i::text), ''), 0 FROM generate_series(1, 400) i ON CONFLICT DO NOTHING;
+INSERT INTO strict SELECT 61, string_agg(md5(i::text), ''), 61 FROM generate_series(1, 400) i ON CONFLICT (id) DO NOTHING;
+INSERT INTO strict VALUES (9, 'v10', 9) ON CONFLICT (id) DO UPDATE SET n = 2000 RETURNING *;
+INSERT INTO strict VALUES (62, 'v10', 62) ON CONFLICT (id) DO UPDATE SET n = 2000 RETURNING *;
+INSERT INTO strict VALUES (62, 'w', 11) ON CONFLICT (id) DO UPDATE SET n = 2000 RETURNING *;
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT count(*) FROM strict;
+INSERT INTO strict VALUES (20, 'x', 20), (21, 'y', 21) ON CONFLICT DO NOTHING RETURNING *;
+INSERT INTO strict VALUES (20, 'x', 20), (63, 'y', 63) ON CONFLICT (id) DO UPDATE SET v = 'z' || excluded.id RETURNING *;
+DELETE FROM strict WHERE id = 22;
+INSERT INTO strict VALUES (22, 'back', 22) ON CONFLICT (id) DO UPDATE SET v = 'no' RETURNING *;
+INSERT INTO strict VALUES (22, 'back', 22), (22, 'back', 22) ON CONFLICT (id) DO UPDATE SET v = 'twice' RETURNING *;
+COMMIT;
+INSERT INTO strict SELECT i, 'p' || i, i FROM generate_series(30, 70) i ON CONFLICT (id) DO UPDATE SET v = excluded.v WHERE strict.n % 2 = 0 RETURNING *;
+SELECT * FROM strict ORDER BY id;
+-- Values that are equal and have other bytes.
+CREATE TABLE blank (c bpchar PRIMARY KEY, d char(5) UNIQUE);
+INSERT INTO blank VALUES ('a', 'a'), ('b ', 'b ');
+\warm blank
+INSERT INTO blank VALUES ('a ', 'x');
+INSERT INTO blank VALUES ('x', 'b');
+INSERT INTO blank VALUES ('b', 'y') ON CONFLICT (c) DO UPDATE SET d = 'found' RETURNING *;
+SELECT c, d, octet_length(c) FROM blank WHERE c = 'a  ' OR d = 'found';
+-- An index that becomes a deferrable constraint.
+CREATE TABLE later (id int, k int, v text);
+INSERT INTO later SELECT i, i, 'v' || i FROM generate_series(1, 300) i;
+CREATE UNIQUE INDEX later_k ON later (k);
+CREATE UNIQUE INDEX later_id ON later (id);
+\warm later
+ALTER TABLE later ADD CONSTRAINT later_c UNIQUE USING INDEX later_k DEFERRABLE, ADD CONSTRAINT later_p PRIMARY KEY USING INDEX later_id;
+SET enable_seqscan = off;
+SELECT * FROM later WHERE k = 50;
+SELECT * FROM later WHERE id = 50;
+INSERT INTO later VALUES (301, 50, 'twice');
+UPDATE later SET k = k + 1;
+SELECT * FROM later WHERE k = 50;
+RESET enable_seqscan;

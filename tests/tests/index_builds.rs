@@ -65,3 +65,39 @@ fn an_index_has_the_rows_that_were_promoted_while_it_was_built() {
     assert!(locked.load(Ordering::Relaxed) > 50);
     checks::key_is_exact(&mut c, "w", "id").unwrap();
 }
+
+/// A duplicate of a fragment row's key that is written while the index is built concurrently: one of the two fails.
+#[test]
+fn a_unique_index_that_is_built_concurrently_takes_no_duplicate() {
+    let cluster = Cluster::with(Options::new().set("autovacuum", "off")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    c.batch_execute(
+        "CREATE TABLE w (id int PRIMARY KEY, k int); INSERT INTO w SELECT i, i FROM generate_series(1, 1000) i",
+    )
+    .unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
+    let pid: i32 = c.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let build = std::thread::spawn(move || {
+        c.batch_execute("SET strata.failpoint = 'index:built=sleep:3000'").unwrap();
+        c.batch_execute("CREATE UNIQUE INDEX CONCURRENTLY u ON w (k)").map_err(|error| checks::sqlstate(&error))
+    });
+    let mut other = cluster.connect().unwrap();
+    // The build has its snapshot; the index is not ready.
+    strata_tests::process::wait_for("the build", std::time::Duration::from_secs(60), || {
+        twin::value(
+            &mut other,
+            &format!("SELECT coalesce(max(phase), '') FROM pg_stat_progress_create_index WHERE pid = {pid}"),
+        )
+        .unwrap()
+        .starts_with("building index")
+    })
+    .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let written = other.batch_execute("INSERT INTO w VALUES (5001, 5)").map_err(|error| checks::sqlstate(&error));
+    let built = build.join().unwrap();
+    println!("written: {written:?}, built: {built:?}");
+    let refused = Err("23505".to_owned());
+    assert!(written == refused && built.is_ok() || written.is_ok() && built == refused, "{written:?} {built:?}");
+    let valid = twin::value(&mut other, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'u'::regclass").unwrap();
+    assert_eq!(valid == "t", written.is_err());
+}

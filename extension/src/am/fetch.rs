@@ -1,7 +1,7 @@
 //! Fetching one row by its TID: from an index, by ctid, for triggers and EvalPlanQual.
 
 use super::handler::heap;
-use super::{deletion, fragments, handed, speculative};
+use super::{deletion, fragments, handed};
 use crate::pg::{catalog, compat, guarded, tid};
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -18,10 +18,6 @@ pub unsafe extern "C-unwind" fn index_fetch_tuple(
     // SAFETY: the arguments are the index scan's.
     unsafe {
         match tid::row_id_at(at) {
-            None if speculative::is_doubtful((*scan).rel, at, snapshot) => {
-                *again = false;
-                false
-            }
             None => heap().index_fetch_tuple.unwrap_unchecked()(scan, at, snapshot, slot, again, dead),
             Some(row_id) => {
                 *again = false;

@@ -1,6 +1,6 @@
 //! Wiring: the callback table of `warm` is the heap's, with what must know fragments replaced.
 
-use super::{analyze, bitmap, fetch, index, modify, replica, scan, speculative, storage};
+use super::{analyze, bitmap, fetch, index, modify, probe, scan, speculative, storage};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, FunctionCallInfo, Relation, TableAmRoutine};
 use std::sync::OnceLock;
@@ -31,7 +31,7 @@ fn routines() -> &'static Routines {
         warm.parallelscan_estimate = Some(scan::parallelscan_estimate);
         warm.parallelscan_initialize = Some(scan::parallelscan_initialize);
         warm.parallelscan_reinitialize = Some(scan::parallelscan_reinitialize);
-        warm.index_fetch_begin = Some(replica::index_fetch_begin);
+        warm.index_fetch_begin = Some(probe::index_fetch_begin);
         warm.index_fetch_tuple = Some(fetch::index_fetch_tuple);
         warm.tuple_fetch_row_version = Some(fetch::tuple_fetch_row_version);
         warm.tuple_tid_valid = Some(fetch::tuple_tid_valid);
@@ -40,7 +40,6 @@ fn routines() -> &'static Routines {
         warm.index_delete_tuples = Some(index::index_delete_tuples);
         warm.tuple_insert = Some(modify::tuple_insert);
         warm.tuple_insert_speculative = Some(speculative::tuple_insert_speculative);
-        warm.tuple_complete_speculative = Some(speculative::tuple_complete_speculative);
         warm.multi_insert = Some(modify::multi_insert);
         warm.tuple_delete = Some(modify::tuple_delete);
         warm.tuple_update = Some(modify::tuple_update);

@@ -8,7 +8,7 @@ use super::handler::{as_heap, heap};
 use super::{datum, deletion};
 use crate::memory::access;
 use crate::pg::diagnostics::kept;
-use crate::pg::{compat, guarded, stat, tid};
+use crate::pg::{compat, failpoint, guarded, stat, tid};
 use core::ffi::c_void;
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
@@ -89,6 +89,10 @@ unsafe fn has_image_equality(index: Relation) -> bool {
         let form = &*(*index).rd_index;
         (0..form.indnkeyatts as usize).all(|i| {
             let (family, input) = (*(*index).rd_opfamily.add(i), *(*index).rd_opcintype.add(i));
+            // Blanks at the end count for nothing, and only a length pads all values to the same.
+            if input == BPCHAROID && compat::attribute((*index).rd_att, i).atttypmod < 0 {
+                return false;
+            }
             let support = get_opfamily_proc(family, input, input, BTEQUALIMAGE_PROC);
             support != Oid::INVALID
                 && OidFunctionCall1Coll(support, *(*index).rd_indcollation.add(i), Datum::from(input)).value() != 0
@@ -118,22 +122,8 @@ pub unsafe fn index_oids(rel: Relation) -> Vec<Oid> {
 /// # Safety
 /// `slot` holds the row, which is at `delta`; `rel` is open and locked.
 pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &ItemPointerData) {
-    // SAFETY: the caller's promise.
-    unsafe { insert_into(rel, slot, delta, IndexUniqueCheck::UNIQUE_CHECK_NO, |_| true) }
-}
-
-/// Inserts the index entries of a row, or only checks them, in those indexes of a table for which `takes` says so.
-///
-/// # Safety
-/// As for [`insert_entries`].
-pub unsafe fn insert_into(
-    rel: Relation,
-    slot: *mut TupleTableSlot,
-    delta: &ItemPointerData,
-    check: IndexUniqueCheck::Type,
-    takes: impl Fn(Relation) -> bool,
-) {
     let mut at = *delta;
+    let check = IndexUniqueCheck::UNIQUE_CHECK_NO;
     // SAFETY: the caller's promise. Expressions and predicates are evaluated in the estate's per-tuple context.
     unsafe {
         let estate = CreateExecutorState();
@@ -141,7 +131,7 @@ pub unsafe fn insert_into(
         (*econtext).ecxt_scantuple = slot;
         for oid in index_oids(rel) {
             let index = index_open(oid, RowExclusiveLock as i32);
-            if (*(*index).rd_index).indisready && takes(index) {
+            if (*(*index).rd_index).indisready {
                 let info = BuildIndexInfo(index);
                 let matches = (*info).ii_Predicate.is_null() || {
                     let predicate = ExecPrepareQual((*info).ii_Predicate, estate);
@@ -315,6 +305,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
                     crate::tier::index::add_key((*rel).rd_id, compat::filenode(rel), key);
                 }
             }
+            failpoint::hit(failpoint::INDEX_BUILT);
             return delta + super::analyze::live_rows(rel) as f64;
         }
         let estate = CreateExecutorState();
@@ -357,7 +348,8 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
 }
 
 /// CREATE INDEX CONCURRENTLY: the build phase has all fragment rows there were; a move needs an exclusive lock, so there are
-/// no others now. Only the delta store has to be merged.
+/// no others now. Only the delta store has to be merged; and rows that were written since are compared with the fragments, which
+/// who wrote them has not done: the index was not ready yet.
 #[pg_guard]
 pub unsafe extern "C-unwind" fn index_validate_scan(
     rel: Relation,
@@ -371,6 +363,9 @@ pub unsafe extern "C-unwind" fn index_validate_scan(
         as_heap(rel, || {
             guarded(|| heap().index_validate_scan.unwrap_unchecked()(rel, index, info, snapshot, state));
         });
+        if (*info).ii_Unique && is_built_plain(rel, index) {
+            super::unique::check_delta_rows(rel, index, info, snapshot);
+        }
     }
 }
 

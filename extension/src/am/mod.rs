@@ -25,6 +25,7 @@
 //!   planner is kept from scanning a plain btree of a table with fragments (`plan`).
 //! * **Damage.** A fragment that is missing is asked of the agent; a damaged one is an ERROR XX001 that names it.
 
+pub mod adopted;
 pub mod analyze;
 pub mod bitmap;
 pub mod builds;
@@ -38,9 +39,9 @@ pub mod handler;
 pub mod index;
 pub mod modify;
 mod oversized;
+pub mod probe;
 pub mod promote;
 pub mod promoter;
-pub mod replica;
 pub mod scan;
 pub mod segments;
 pub mod speculative;

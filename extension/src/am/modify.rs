@@ -288,18 +288,16 @@ pub unsafe extern "C-unwind" fn multi_insert(
     }
 }
 
-/// Promotes the fragment rows that share a key with the row in `slot`; says whether there are any.
+/// Promotes the fragment rows that share a key with the row in `slot`.
 ///
 /// # Safety
 /// `slot` holds a row of `rel`, which is open and locked.
-pub unsafe fn promote_conflicting(rel: Relation, slot: *mut TupleTableSlot, cid: CommandId) -> bool {
+unsafe fn promote_conflicting(rel: Relation, slot: *mut TupleTableSlot, cid: CommandId) {
     // SAFETY: the arguments are those of an insertion.
     unsafe {
-        let rows = unique::conflicting(rel, slot);
-        for row_id in &rows {
+        for row_id in unique::conflicting(rel, slot) {
             let earlier = promote::earlier_command(cid);
-            promote::target(rel, *row_id, earlier, LockWaitPolicy::LockWaitBlock, promote::Purpose::Lock);
+            promote::target(rel, row_id, earlier, LockWaitPolicy::LockWaitBlock, promote::Purpose::Lock);
         }
-        !rows.is_empty()
     }
 }

@@ -144,7 +144,9 @@ unsafe fn violation(index: Relation, values: &[Datum]) -> ! {
 pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut IndexInfo) {
     // SAFETY: the caller's promise; slots have the table's descriptor.
     unsafe {
-        let Some(table) = fragments::of(rel) else { return };
+        if fragments::of(rel).is_none() {
+            return;
+        }
         let estate = CreateExecutorState();
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let (mut values, mut nulls) = ([Datum::null(); INDEX_MAX_KEYS as usize], [false; INDEX_MAX_KEYS as usize]);
@@ -154,7 +156,6 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
         let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
         let form = &*(*index).rd_index;
         let attributes = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
-        let attnums = &attributes[..form.indnkeyatts as usize];
         index::for_each_row(
             rel,
             &raw mut own,
@@ -170,15 +171,31 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
         guarded(|| ext::tuplesort_performsort(sort));
         guarded(|| ext::tuplesort_end(sort));
 
+        check_delta_rows(rel, index, info, &raw mut own);
+        ExecDropSingleTupleTableSlot(slot);
+        FreeExecutorState(estate);
+    }
+}
+
+/// Raises a unique violation if a delta row that `snapshot` sees has the same key of `index` as a fragment row.
+///
+/// # Safety
+/// `rel` and `index` are open and locked; `info` is the index's, which is plain and unique.
+pub unsafe fn check_delta_rows(rel: Relation, index: Relation, info: *mut IndexInfo, snapshot: Snapshot) {
+    // SAFETY: the caller's promise; the slot has the table's descriptor.
+    unsafe {
+        let Some(table) = fragments::of(rel) else { return };
+        let (mut values, mut nulls) = ([Datum::null(); INDEX_MAX_KEYS as usize], [false; INDEX_MAX_KEYS as usize]);
+        let form = &*(*index).rd_index;
+        let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
         let delta = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsBufferHeapTuple);
         let am = handler::heap();
-        let snapshot = &raw mut own;
         let null = std::ptr::null_mut();
         let flags = ScanOptions::SO_TYPE_SEQSCAN | ScanOptions::SO_ALLOW_STRAT;
         let scan = guarded(|| am.scan_begin.unwrap_unchecked()(rel, snapshot, 0, null, std::ptr::null_mut(), flags));
         while guarded(|| am.scan_getnextslot.unwrap_unchecked()(scan, ScanDirection::ForwardScanDirection, delta)) {
             pgrx::check_for_interrupts!();
-            FormIndexDatum(info, delta, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
+            FormIndexDatum(info, delta, null.cast(), values.as_mut_ptr(), nulls.as_mut_ptr());
             if !nulls[..attnums.len()].contains(&true)
                 && !live_rows(rel, &table, attnums, &values[..attnums.len()]).is_empty()
             {
@@ -193,8 +210,6 @@ pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut Index
         }
         guarded(|| am.scan_end.unwrap_unchecked()(scan));
         ExecDropSingleTupleTableSlot(delta);
-        ExecDropSingleTupleTableSlot(slot);
-        FreeExecutorState(estate);
     }
 }
 

@@ -26,6 +26,8 @@ pub const PROMOTE_MARKED: &str = "promote:marked";
 pub const PROMOTE_BEFORE_COMMIT: &str = "promote:before_commit";
 /// A dropped table's transaction has committed, its files are not removed yet.
 pub const DROP_COMMITTED: &str = "drop:committed";
+/// An index is built over the rows of the fragments; nobody knows it yet.
+pub const INDEX_BUILT: &str = "index:built";
 
 /// Does what `strata.failpoint` asks for at `name`.
 #[inline]

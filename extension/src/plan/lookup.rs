@@ -111,13 +111,20 @@ impl DeltaIndex {
         }
     }
 
-    /// The next delta row, in `slot`.
+    /// The next delta row, in `slot`. An index that was built while it was not plain has entries for fragment rows, too.
     ///
     /// # Safety
     /// `slot` is a buffer-heap slot of the table.
     pub unsafe fn next(&mut self, slot: *mut pg_sys::TupleTableSlot) -> bool {
         // SAFETY: the caller's promise.
-        unsafe { pg_sys::index_getnext_slot(self.desc, pg_sys::ScanDirection::ForwardScanDirection, slot) }
+        unsafe {
+            while pg_sys::index_getnext_slot(self.desc, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+                if tid::row_id(&(*slot).tts_tid).is_none() {
+                    return true;
+                }
+            }
+            false
+        }
     }
 
     /// Closes scan and index.

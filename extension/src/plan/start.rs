@@ -1,6 +1,7 @@
 //! What is done to a plan when the executor starts it: one walk over its nodes.
 
 use super::prefetch;
+use crate::am::probe;
 use crate::pg::{ext, guarded};
 use core::ffi::c_void;
 use pgrx::pg_sys;
@@ -42,6 +43,12 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut c
         #[cfg(not(feature = "pg18"))]
         super::guard::no_bitmap_prefetch(state);
         prefetch::attach(state);
+        let plan = (*state).plan.cast::<pg_sys::ModifyTable>();
+        if (*state).type_ == pg_sys::NodeTag::T_ModifyTableState
+            && (*plan).onConflictAction != pg_sys::OnConflictAction::ONCONFLICT_NONE
+        {
+            probe::expect();
+        }
         guarded(|| ext::planstate_tree_walker(state, Some(visit), context))
     }
 }

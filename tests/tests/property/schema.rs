@@ -141,7 +141,8 @@ impl Table {
             7 if c.ty.is_range() && !self.is_partitioned() => {
                 format!("ALTER TABLE {table} ADD CONSTRAINT {name} EXCLUDE USING gist ({column} WITH &&)")
             }
-            8 if c.ty.takes_btree() && !self.is_partitioned() => format!(
+            // As a second arbiter beside the key it is refused, on heap only where the key has no conflict first.
+            8 if c.ty.takes_btree() && !self.is_partitioned() && !self.key.contains(column) => format!(
                 "ALTER TABLE {table} ADD CONSTRAINT {name} UNIQUE ({column}) DEFERRABLE INITIALLY {}",
                 if r.random() { "DEFERRED" } else { "IMMEDIATE" }
             ),

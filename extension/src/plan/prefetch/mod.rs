@@ -50,6 +50,7 @@ mod ahead;
 mod explain;
 mod watch;
 
+use crate::am::probe;
 use crate::guc;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -249,7 +250,11 @@ pub unsafe fn attach(state: *mut pg_sys::PlanState) {
             return;
         }
         let routine = (*index).rd_indam;
-        if routine.is_null() || is_ours((*routine).amgettuple) || !node.eligible(index, (*state).plan) {
+        if routine.is_null()
+            || is_ours((*routine).amgettuple)
+            || probe::is_ours((*routine).amgettuple)
+            || !node.eligible(index, (*state).plan)
+        {
             return;
         }
         let known = &raw mut BTREE;
