@@ -96,6 +96,8 @@ CREATE INDEX e_inverse ON e (inverse(id));
 CREATE INDEX e_inner ON e (inner_query(id));
 CREATE INDEX e_inverse ON e (id) WHERE inverse(id) = 1;
 DELETE FROM e WHERE id = 0;
+-- An index has rows that some snapshot of another session may still see.
+DO $$ BEGIN FOR i IN 1..6000 LOOP PERFORM pg_stat_clear_snapshot(); EXIT WHEN NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL); PERFORM pg_sleep(0.01); END LOOP; END $$;
 CREATE INDEX e_inverse ON e (inverse(id));
 INSERT INTO e VALUES (0, 'zero');
 UPDATE e SET id = 0 WHERE id = 7;
