@@ -141,7 +141,7 @@ impl Repository {
     pub fn members(&self) -> Result<Vec<String>> {
         let dir = self.system_dir();
         let mut members = Vec::new();
-        for name in self.storage.list(&dir)? {
+        for name in self.storage.folders(&dir)? {
             if self.storage.exists(&dir.join(&name).join("member.json"))? {
                 members.push(name);
             }
