@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Where the server's log collector says which files it writes to.
+const LOG_LIST: &str = "current_logfiles";
 pub(super) const POLL: Duration = Duration::from_millis(20);
 pub(super) const ENDED: &str = "the recovered server ended before it was open";
 /// How much of the server's log is read for an error.
 const LOG_TAIL: u64 = 64 << 10;
 /// How long the server's log collector, which outlives the server, may take to write the server's last words.
-const LOG_PATIENCE: Duration = Duration::from_secs(3);
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
+/// After so long without a word it has written them.
+const LOG_QUIET: Duration = Duration::from_millis(200);
 
 /// Where the server's messages of the recovery go.
 pub fn log_path(data: &Path) -> PathBuf {
@@ -26,6 +30,12 @@ pub fn log_path(data: &Path) -> PathBuf {
 pub async fn start(place: &NewPlace, options: &[String], hot_standby: bool) -> Result<()> {
     let log = log_path(&place.data);
     let pg_ctl = place.bin.join("pg_ctl");
+    // The backup has the old server's list. (The times of files do not tell which it is: some are finer than others.)
+    let list = place.data.join(LOG_LIST);
+    match std::fs::remove_file(&list) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at("remove", &list),
+        _ => {}
+    }
     let status = tokio::process::Command::from(command(&pg_ctl, &place.data, &log, options, hot_standby))
         .status()
         .await
@@ -100,12 +110,14 @@ impl PidFile {
 pub(super) async fn failed(place: &NewPlace, message: &str) -> Error {
     let log = log_path(&place.data);
     let is_fatal = |line: &&str| line.contains("FATAL") || line.contains("PANIC");
-    let mut patience = LOG_PATIENCE;
     let mut text = messages(place, &log);
-    while !text.lines().any(|line| is_fatal(&line)) && !patience.is_zero() {
+    let (mut waited, mut quiet) = (Duration::ZERO, Duration::ZERO);
+    while waited < LOG_PATIENCE && (quiet < LOG_QUIET || !text.lines().any(|line| is_fatal(&line))) {
         tokio::time::sleep(POLL).await;
-        patience = patience.saturating_sub(POLL);
-        text = messages(place, &log);
+        let now = messages(place, &log);
+        quiet = if now == text { quiet + POLL } else { Duration::ZERO };
+        waited += POLL;
+        text = now;
     }
     let fatal: Vec<&str> = text.lines().filter(is_fatal).collect();
     let last: Vec<&str> = text.lines().rev().take(10).collect();
@@ -137,15 +149,7 @@ fn messages(place: &NewPlace, log: &Path) -> String {
 
 /// The files that the server's log collector writes to.
 fn collected_logs(data: &Path) -> Vec<PathBuf> {
-    let list = data.join("current_logfiles");
-    let since_start = |path: &Path| {
-        let changed = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-        changed(path) >= changed(&data.join("postmaster.opts"))
-    };
-    // The backup has the old server's list; the collector of the new one replaces it.
-    if !since_start(&list) {
-        return Vec::new();
-    }
+    let list = data.join(LOG_LIST);
     let text = std::fs::read_to_string(&list).unwrap_or_default();
     text.lines().filter_map(|line| Some(data.join(line.split_once(' ')?.1))).collect()
 }
