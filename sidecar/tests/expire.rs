@@ -123,7 +123,7 @@ fn an_expire_that_is_killed_anywhere_is_finished_by_the_next() {
         server.json(&["expire"]);
         assert_eq!(recorded(&server).len(), 2, "{point}");
         let text = format!("{:?}", files(&server.repository));
-        assert!(!text.contains("/expire.json") && !text.contains(&format!("backups/{}", ids[0])), "{point}: {text}");
+        assert!(!text.contains("/expire.json") && !text.contains(&format!("backups/{}/", ids[0])), "{point}: {text}");
         server.run(&["verify"]).ok();
     }
     assert_eq!(server.recover("latest", &[]).sql(DIGEST), server.sql(DIGEST));
