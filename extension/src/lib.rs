@@ -25,6 +25,7 @@ mod memory;
 mod pg;
 mod plan;
 mod tier;
+mod utility;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -60,8 +61,8 @@ pub extern "C-unwind" fn _PG_init() {
         }
     }
     plan::init();
-    am::adopted::install();
     tier::test_fold::install();
+    utility::install();
 }
 
 #[pg_guard]

@@ -5,72 +5,39 @@
 //! makes an existing index deferrable.
 
 use super::{fragments, handler, index};
-use crate::pg::{OpenRelation, ext};
+use crate::pg::OpenRelation;
+use crate::pg::list::{is_a, items};
 use pgrx::pg_sys::*;
 use pgrx::prelude::*;
 
-static mut PREVIOUS: ProcessUtility_hook_type = None;
-
-/// Installs the hook.
-pub fn install() {
-    // SAFETY: called once, while the library is loaded; the previous hook is chained.
+/// The table of a command that makes a deferrable constraint from an index; null for any other statement.
+///
+/// # Safety
+/// `statement` is the parser's.
+pub unsafe fn table_of(statement: *mut Node) -> *mut RangeVar {
+    // SAFETY: the caller's promise: ALTER TABLE has a list of commands, whose definition is a constraint for this kind.
     unsafe {
-        PREVIOUS = ProcessUtility_hook;
-        ProcessUtility_hook = Some(utility);
-    }
-}
-
-/// Catches nothing that PostgreSQL raises, so that it reaches the client with all that it says; holds nothing that needs dropping.
-unsafe extern "C-unwind" fn utility(
-    statement: *mut PlannedStmt,
-    text: *const core::ffi::c_char,
-    read_only: bool,
-    context: ProcessUtilityContext::Type,
-    params: ParamListInfo,
-    environment: *mut QueryEnvironment,
-    receiver: *mut DestReceiver,
-    completion: *mut QueryCompletion,
-) {
-    // SAFETY: the arguments are PostgreSQL's; the statement outlives its execution.
-    unsafe {
-        let node = (*statement).utilityStmt;
-        PREVIOUS.unwrap_or(ext::standard_ProcessUtility)(
-            statement,
-            text,
-            read_only,
-            context,
-            params,
-            environment,
-            receiver,
-            completion,
-        );
-        if (*node).type_ == NodeTag::T_AlterTableStmt && adopts(node.cast()) {
-            build_again((*node.cast::<AlterTableStmt>()).relation);
+        if !is_a(statement, NodeTag::T_AlterTableStmt) {
+            return std::ptr::null_mut();
         }
-    }
-}
-
-/// Whether the command makes a deferrable constraint from an index.
-unsafe fn adopts(statement: *const AlterTableStmt) -> bool {
-    // SAFETY: the parser's nodes: a list of commands, whose definition is a constraint for this kind.
-    unsafe {
-        let commands = (*statement).cmds;
-        let length = if commands.is_null() { 0 } else { (*commands).length as usize };
-        (0..length).any(|i| {
-            let command = (*(*commands).elements.add(i)).ptr_value.cast::<AlterTableCmd>();
+        let statement = statement.cast::<AlterTableStmt>();
+        let adopts = items::<AlterTableCmd>((*statement).cmds).any(|command| {
             let constraint = (*command).def.cast::<Constraint>();
             (*command).subtype == AlterTableType::AT_AddConstraint
-                && !constraint.is_null()
-                && (*constraint).type_ == NodeTag::T_Constraint
+                && is_a(constraint, NodeTag::T_Constraint)
                 && !(*constraint).indexname.is_null()
                 && (*constraint).deferrable
-        })
+        });
+        if adopts { (*statement).relation } else { std::ptr::null_mut() }
     }
 }
 
 /// Builds the deferrable unique indexes of a table again if it has fragments.
+///
+/// # Safety
+/// The command that [`table_of`] has found is done.
 #[pg_guard]
-unsafe extern "C-unwind" fn build_again(name: *mut RangeVar) {
+pub unsafe extern "C-unwind" fn build_again(name: *mut RangeVar) {
     // SAFETY: the command has locked the table until the end of the transaction; it may have been left out for IF EXISTS.
     unsafe {
         let relid =

@@ -10,6 +10,7 @@ pub mod deform;
 pub mod diagnostics;
 pub mod ext;
 pub mod failpoint;
+pub mod list;
 pub mod segment_rows;
 pub mod standby;
 pub mod stat;

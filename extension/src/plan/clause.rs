@@ -9,10 +9,10 @@
 //! These comparisons raise no errors and call no functions, so that taking them ahead of other clauses (security
 //! barriers included) reveals nothing: every one of them is leakproof as it is evaluated here.
 
-use super::list::{is_a, items};
 use super::test::{Test, float_key};
 use crate::am::datum::{self, Kind};
 use crate::pg::compat;
+use crate::pg::list::{is_a, items};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{Datum, NodeTag, Oid};
 use std::ptr::null_mut;

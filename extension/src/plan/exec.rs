@@ -14,7 +14,6 @@
 use super::blocks::{BlockScan, Stats};
 use super::clause::{self, Leaf};
 use super::evaluate::{project, reset, satisfies};
-use super::list::{from_items, items};
 use super::lookup::{DeltaIndex, FragmentKeys, KeyColumn, match_keys};
 use super::parallel::Shared;
 use super::private::{Part, Private};
@@ -23,6 +22,7 @@ use super::test::Test;
 use crate::am::handler::heap;
 use crate::am::{deletion, fragments, promote, scan as am_scan, ssi};
 use crate::memory::access::{self, Pattern};
+use crate::pg::list::{from_items, items};
 use crate::pg::{OpenRelation, guarded, stat};
 use pgrx::PgMemoryContexts;
 use pgrx::pg_sys;
@@ -119,7 +119,7 @@ static EXEC_METHODS: Methods<pg_sys::CustomExecMethods> = Methods(pg_sys::Custom
 pub unsafe fn is_warm_scan(state: *mut pg_sys::PlanState) -> bool {
     // SAFETY: the tag tells the type.
     unsafe {
-        super::list::is_a(state, pg_sys::NodeTag::T_CustomScanState)
+        crate::pg::list::is_a(state, pg_sys::NodeTag::T_CustomScanState)
             && std::ptr::eq((*state.cast::<pg_sys::CustomScanState>()).methods, &raw const EXEC_METHODS.0)
     }
 }

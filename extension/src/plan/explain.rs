@@ -2,11 +2,11 @@
 
 use super::blocks::Stats;
 use super::exec::{self, WarmScanState};
-use super::list::items;
 use super::private::Part;
 use crate::am::fragments;
 use crate::memory::access::{self, Pattern};
 use crate::pg::compat;
+use crate::pg::list::items;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString};

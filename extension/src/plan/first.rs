@@ -9,9 +9,9 @@
 //! clause would remove must not displace one that stays. Nulls in either column leave a block as it is.
 
 use super::blocks::{Batch, BlockScan, Selection};
-use super::list::{is_a, items};
 use crate::am::datum::{self, Kind};
 use crate::pg::compat;
+use crate::pg::list::{is_a, items};
 use pgrx::pg_sys;
 use pgrx::pg_sys::NodeTag;
 use std::collections::HashMap;

@@ -33,7 +33,6 @@ mod exec;
 mod explain;
 mod first;
 mod guard;
-mod list;
 mod lookup;
 mod parallel;
 mod paths;

@@ -9,13 +9,13 @@ use super::clause::{self, Leaf};
 use super::exec::SCAN_METHODS;
 use super::first::{self, First};
 use super::guard;
-use super::list::{from_items, is_a, items};
 use super::lookup::{KeyColumn, match_keys};
 use super::private::{Part, Private};
 use super::test::Test;
 use crate::am::fragments::{self, TableFragment, TableFragments};
 use crate::am::{datum, handler, ssi};
 use crate::guc;
+use crate::pg::list::{from_items, is_a, items};
 use crate::pg::{OpenRelation, compat, guarded};
 use core::ffi::c_void;
 use pgrx::pg_sys;
@@ -420,10 +420,10 @@ unsafe extern "C-unwind" fn is_key_column(
     unsafe {
         let column = &*column.cast::<KeyColumn>();
         let mut node = (*member).em_expr.cast::<pg_sys::Node>();
-        while super::list::is_a(node, pg_sys::NodeTag::T_RelabelType) {
+        while crate::pg::list::is_a(node, pg_sys::NodeTag::T_RelabelType) {
             node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
         }
-        super::list::is_a(node, pg_sys::NodeTag::T_Var)
+        crate::pg::list::is_a(node, pg_sys::NodeTag::T_Var)
             && (*node.cast::<pg_sys::Var>()).varno as u32 == (*rel).relid
             && (*node.cast::<pg_sys::Var>()).varattno == column.attnum
             && pg_sys::list_member_oid((*class).ec_opfamilies, column.family)

@@ -1,7 +1,7 @@
 //! What the planner tells the executor of a WarmScan.
 
 use super::first::First;
-use super::list::{from_integers, integers};
+use crate::pg::list::{from_integers, integers};
 use pgrx::pg_sys;
 use pgrx::pg_sys::Oid;
 

@@ -3,8 +3,7 @@
 //!
 //! The fold is a consolidation of the tables that were changed, by this session or another one: their OIDs are in shared memory. It happens
 //! at the start of a statement outside a transaction block, in that statement's transaction and before it is planned; ahead of BEGIN
-//! in a transaction of its own. A table that somebody else uses is left for later. The hooks are installed only if the parameter is
-//! set when the server starts.
+//! in a transaction of its own. A table that somebody else uses is left for later. The parameter is that of the server's start.
 
 use super::consolidate::consolidate;
 use crate::am::{handler, index};
@@ -107,19 +106,16 @@ impl Shared {
 }
 
 static mut PREVIOUS_PLANNER: pg_sys::planner_hook_type = None;
-static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 
-/// Installs the hooks if the parameter is set.
+/// Installs the hook of the planner if the parameter is set. That of utility statements is [`crate::utility`]'s.
 pub fn install() {
     if !guc::TEST_FOLD.get() {
         return;
     }
-    // SAFETY: called once, while the library is loaded; previous hooks are chained.
+    // SAFETY: called once, while the library is loaded; the previous hook is chained.
     unsafe {
         PREVIOUS_PLANNER = pg_sys::planner_hook;
         pg_sys::planner_hook = Some(planner);
-        PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
-        pg_sys::ProcessUtility_hook = Some(utility);
     }
 }
 
@@ -143,8 +139,8 @@ pub unsafe fn changed(rel: pg_sys::Relation) {
     }
 }
 
-// Neither hook catches what PostgreSQL raises: an error reaches the client with all that it says. So they hold nothing that
-// would have to be dropped, and call PostgreSQL's own functions and not those of pgrx, which catch.
+// The hook catches nothing that PostgreSQL raises: an error reaches the client with all that it says. So it holds nothing that
+// would have to be dropped, and calls PostgreSQL's own functions and not those of pgrx, which catch.
 
 unsafe extern "C-unwind" fn planner(
     query: *mut pg_sys::Query,
@@ -161,17 +157,15 @@ unsafe extern "C-unwind" fn planner(
     }
 }
 
-unsafe extern "C-unwind" fn utility(
-    statement: *mut pg_sys::PlannedStmt,
-    text: *const core::ffi::c_char,
-    read_only: bool,
-    context: pg_sys::ProcessUtilityContext::Type,
-    params: pg_sys::ParamListInfo,
-    environment: *mut pg_sys::QueryEnvironment,
-    receiver: *mut pg_sys::DestReceiver,
-    completion: *mut pg_sys::QueryCompletion,
-) {
+/// Folds before a utility statement.
+///
+/// # Safety
+/// The arguments are those of the hook.
+pub unsafe fn before_utility(statement: *mut pg_sys::PlannedStmt, context: pg_sys::ProcessUtilityContext::Type) {
     use pg_sys::NodeTag as T;
+    if !guc::TEST_FOLD.get() || context != pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL {
+        return;
+    }
     // SAFETY: the arguments are PostgreSQL's.
     unsafe {
         let tag = (*(*statement).utilityStmt).type_;
@@ -179,27 +173,15 @@ unsafe extern "C-unwind" fn utility(
             tag,
             T::T_TransactionStmt | T::T_VariableSetStmt | T::T_VariableShowStmt | T::T_FetchStmt | T::T_DiscardStmt
         );
-        if context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL {
-            if !leaves_alone {
-                fold();
-            } else if tag == T::T_TransactionStmt && (*statement).stmt_location <= 0 {
-                let kind = (*(*statement).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind;
-                use pg_sys::TransactionStmtKind as K;
-                if kind == K::TRANS_STMT_BEGIN || kind == K::TRANS_STMT_START {
-                    fold_apart();
-                }
+        if !leaves_alone {
+            fold();
+        } else if tag == T::T_TransactionStmt && (*statement).stmt_location <= 0 {
+            let kind = (*(*statement).utilityStmt.cast::<pg_sys::TransactionStmt>()).kind;
+            use pg_sys::TransactionStmtKind as K;
+            if kind == K::TRANS_STMT_BEGIN || kind == K::TRANS_STMT_START {
+                fold_apart();
             }
         }
-        PREVIOUS_UTILITY.unwrap_or(ext::standard_ProcessUtility)(
-            statement,
-            text,
-            read_only,
-            context,
-            params,
-            environment,
-            receiver,
-            completion,
-        );
     }
 }
 

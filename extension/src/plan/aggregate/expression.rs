@@ -6,10 +6,10 @@
 //! interval arithmetic bounds each step. As a rule 64 bits are enough; 256 bits always are ([`MOST_DIGITS`]).
 
 use super::super::blocks::{Batch, BlockScan, Selection};
-use super::super::list::items;
 use super::wide::I256;
 use crate::am::datum::{self, Kind};
 use crate::pg::compat;
+use crate::pg::list::items;
 use pgrx::pg_sys;
 use pgrx::pg_sys::NodeTag;
 use std::borrow::Cow;

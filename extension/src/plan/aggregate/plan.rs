@@ -3,9 +3,9 @@
 use super::exec::SCAN_METHODS;
 use super::spec::{self, Output, Unit};
 use crate::guc;
+use crate::pg::list::{from_items, is_a, items};
 use crate::pg::{OpenRelation, compat, ext, guarded};
 use crate::plan::exec::Methods;
-use crate::plan::list::{from_items, is_a, items};
 use crate::plan::paths::Planned;
 use crate::plan::private::Part;
 use pgrx::pg_sys;

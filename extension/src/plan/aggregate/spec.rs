@@ -1,9 +1,9 @@
 //! Which aggregates and group keys can be computed on decoded blocks.
 
-use super::super::list::{is_a, items};
 use super::expression::Expression;
 use crate::am::datum::{self, Kind};
 use crate::pg::compat;
+use crate::pg::list::{is_a, items};
 use pgrx::pg_sys;
 use pgrx::pg_sys::{NodeTag, Oid};
 use std::ffi::CStr;

@@ -218,12 +218,14 @@ unsafe fn is_whole_key(index: pg_sys::Relation, quals: *mut pg_sys::List) -> boo
     unsafe {
         let form = &*(*index).rd_index;
         let mut equal = 0u32;
-        for qual in super::list::items::<pg_sys::OpExpr>(quals) {
-            if !super::list::is_a(qual, pg_sys::NodeTag::T_OpExpr) {
+        for qual in crate::pg::list::items::<pg_sys::OpExpr>(quals) {
+            if !crate::pg::list::is_a(qual, pg_sys::NodeTag::T_OpExpr) {
                 return false;
             }
-            let column = super::list::items::<pg_sys::Var>((*qual).args).next();
-            let Some(column) = column.filter(|v| super::list::is_a(*v, pg_sys::NodeTag::T_Var)) else { return false };
+            let column = crate::pg::list::items::<pg_sys::Var>((*qual).args).next();
+            let Some(column) = column.filter(|v| crate::pg::list::is_a(*v, pg_sys::NodeTag::T_Var)) else {
+                return false;
+            };
             let i = (*column).varattno - 1;
             if !(0..form.indnkeyatts).contains(&i) {
                 return false;
