@@ -67,9 +67,8 @@ fn a_session_that_is_ended_keeps_its_lock_until_the_promotion_is_through() {
     checks::store_is_exact(&cluster).unwrap();
 }
 
-/// Limits are for the sessions of users: the promoter waits for a row as long as the session that asks would.
-#[test]
-fn a_limit_for_sessions_does_not_end_a_promotion() {
+/// A server with a table of 1,000 fragment rows that count, and a session.
+fn counters() -> (Cluster, Client) {
     let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
     let mut c = cluster.connect().unwrap();
     c.batch_execute(
@@ -77,6 +76,13 @@ fn a_limit_for_sessions_does_not_end_a_promotion() {
     )
     .unwrap();
     checks::rewarm(&mut c, "w").unwrap();
+    (cluster, c)
+}
+
+/// Limits are for the sessions of users: the promoter waits for a row as long as the session that asks would.
+#[test]
+fn a_limit_for_sessions_does_not_end_a_promotion() {
+    let (cluster, mut c) = counters();
     c.batch_execute("ALTER DATABASE postgres SET lock_timeout = '10ms'").unwrap();
     let (mut first, mut second) = (cluster.connect().unwrap(), cluster.connect().unwrap());
     // The first promotes the row itself, and has its lock meanwhile; the second has the promoter wait for that lock.
@@ -97,13 +103,7 @@ fn a_limit_for_sessions_does_not_end_a_promotion() {
 #[test]
 fn sessions_that_are_ended_leave_their_place_to_others() {
     const SESSIONS: usize = 34;
-    let cluster = Cluster::with(Options::new().set("strata.policy_interval", "0").set("autovacuum", "off")).unwrap();
-    let mut c = cluster.connect().unwrap();
-    c.batch_execute(
-        "CREATE TABLE w (id int PRIMARY KEY, n int); INSERT INTO w SELECT i, 0 FROM generate_series(1, 1000) i",
-    )
-    .unwrap();
-    checks::rewarm(&mut c, "w").unwrap();
+    let (cluster, mut c) = counters();
     fail_at(&cluster, &mut c, "promote:inserted=sleep:2000");
     for round in 0..2 {
         let mut sessions: Vec<Client> = (0..SESSIONS).map(|_| cluster.connect().unwrap()).collect();

@@ -59,26 +59,41 @@ unsafe fn may_become_deferrable(rel: Relation, index: Relation) -> bool {
     // SAFETY: the caller's promise; the arrays have indnkeyatts elements.
     unsafe {
         let form = &*(*index).rd_index;
-        let keys = |form: &FormData_pg_index| {
-            std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize).to_vec()
-        };
         if !form.indisunique || form.indisready {
             return false;
         }
         index_oids(rel).into_iter().filter(|oid| *oid != (*index).rd_id).any(|oid| {
             let other = index_open(oid, AccessShareLock as i32);
             let theirs = &*(*other).rd_index;
-            let found = theirs.indisunique && !theirs.indimmediate && keys(theirs) == keys(form);
+            let found = theirs.indisunique && !theirs.indimmediate && key_attributes(theirs) == key_attributes(form);
             index_close(other, NoLock as i32);
             found
         })
     }
 }
 
+/// The table's attributes that an index has: those of its key, then those that are included. 0 for an expression.
+///
+/// # Safety
+/// `form` is that of an open index.
+pub unsafe fn attributes(form: &FormData_pg_index) -> &[i16] {
+    // SAFETY: the array has indnatts elements.
+    unsafe { std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize) }
+}
+
+/// Those of its key.
+///
+/// # Safety
+/// As for [`attributes`].
+pub unsafe fn key_attributes(form: &FormData_pg_index) -> &[i16] {
+    // SAFETY: the caller's promise; the array has at least indnkeyatts elements.
+    unsafe { std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize) }
+}
+
 /// Whether a key has a column more than once, which the fragment index does not take.
 unsafe fn names_a_column_twice(form: &FormData_pg_index) -> bool {
-    // SAFETY: the array has at least indnkeyatts elements.
-    let keys = unsafe { std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize) };
+    // SAFETY: the form is an open index's.
+    let keys = unsafe { key_attributes(form) };
     (1..keys.len()).any(|i| keys[..i].contains(&keys[i]))
 }
 
@@ -154,7 +169,7 @@ pub unsafe fn insert_entries(rel: Relation, slot: *mut TupleTableSlot, delta: &I
 }
 
 /// Calls `f` for each fragment row of `rel` that `snapshot` sees (for null, that anybody may see), stored in `slot`: the attributes
-/// for which `needs` says so, null for the others.
+/// in `wanted`, null for the others; or all of them.
 ///
 /// # Safety
 /// `rel` is open and locked; `slot` has its descriptor; `f` does not keep the slot's contents.
@@ -162,7 +177,7 @@ pub unsafe fn for_each_row(
     rel: Relation,
     snapshot: Snapshot,
     slot: *mut TupleTableSlot,
-    needs: impl Fn(i16) -> bool,
+    wanted: Option<&[i16]>,
     mut f: impl FnMut(ItemPointerData),
 ) {
     // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
@@ -171,7 +186,7 @@ pub unsafe fn for_each_row(
         let deleted =
             if snapshot.is_null() { deletion::deleted_for_all(rel) } else { deletion::deleted(rel, snapshot) };
         for tf in &table.list {
-            for_each_row_of(rel, tf, &deleted, slot, &needs, &mut f);
+            for_each_row_of(rel, tf, &deleted, slot, wanted, &mut f);
         }
     }
 }
@@ -185,7 +200,7 @@ pub unsafe fn for_each_row_of(
     tf: &TableFragment,
     deleted: &RoaringTreemap,
     slot: *mut TupleTableSlot,
-    needs: &impl Fn(i16) -> bool,
+    wanted: Option<&[i16]>,
     f: &mut impl FnMut(ItemPointerData),
 ) {
     // SAFETY: the caller's promise; by-reference datums live in a context that is reset for each row.
@@ -204,8 +219,10 @@ pub unsafe fn for_each_row_of(
         let fragment = tf.open_for(&access::ONCE);
         let mut charge = Charge::default();
         let mut sources = tf.columns(&fragment, tupdesc);
-        for (_, source) in sources.iter_mut().enumerate().filter(|(a, _)| !needs(*a as i16 + 1)) {
-            *source = ColumnSource::Missing(Datum::null(), true);
+        for (source, attribute) in sources.iter_mut().zip(1..) {
+            if wanted.is_some_and(|wanted| !wanted.contains(&attribute)) {
+                *source = ColumnSource::Missing(Datum::null(), true);
+            }
         }
         for (b, block) in fragment.blocks().iter().enumerate() {
             pgrx::check_for_interrupts!();
@@ -300,8 +317,7 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
                 super::unique::check_whole_table(rel, index, info);
                 // In a parallel build nothing can be changed; the key map comes with the next fold.
                 if !IsInParallelMode() {
-                    let form = &*(*index).rd_index;
-                    let key = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+                    let key = key_attributes(&*(*index).rd_index);
                     crate::tier::index::add_key((*rel).rd_id, compat::filenode(rel), key);
                 }
             }
@@ -321,23 +337,17 @@ pub unsafe extern "C-unwind" fn index_build_range_scan(
         let gone = deletion::deleted(rel, &raw mut own);
         // Rows whose deletion is not yet visible to all are indexed too, as by heap; who fetches them asks the deletion
         // vector. Others are not: an expression may fail on a row that is gone.
-        for_each_row(
-            rel,
-            null_mut(),
-            slot,
-            |_| true,
-            |mut at| {
-                MemoryContextReset((*econtext).ecxt_per_tuple_memory);
-                // Whether the row counts for uniqueness.
-                let alive = tid::row_id(&at).is_none_or(|row_id| !gone.contains(row_id));
-                rows += i64::from(alive);
-                if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {
-                    return;
-                }
-                kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
-                guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
-            },
-        );
+        for_each_row(rel, null_mut(), slot, None, |mut at| {
+            MemoryContextReset((*econtext).ecxt_per_tuple_memory);
+            // Whether the row counts for uniqueness.
+            let alive = tid::row_id(&at).is_none_or(|row_id| !gone.contains(row_id));
+            rows += i64::from(alive);
+            if !predicate.is_null() && !compat::exec_qual(predicate, econtext) {
+                return;
+            }
+            kept(|| FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr()));
+            guarded(|| call(index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr(), alive, state));
+        });
         stat::returned(rel, rows);
         ExecDropSingleTupleTableSlot(slot);
         FreeExecutorState(estate);

@@ -5,7 +5,7 @@
 //! rows. Only columns of variable length can be that long; their sizes as they are bound the entry's, and an entry is formed (and its
 //! values compressed, as the btree does) only where the bound is past the limit.
 
-use super::index::for_each_row;
+use super::index;
 use super::unique::{name_index, name_of};
 use crate::error::StrataError;
 use crate::pg::compat;
@@ -39,37 +39,29 @@ pub unsafe fn refuse(rel: Relation, index: Relation, info: *mut IndexInfo) {
         if lengths.iter().all(|length| *length > 0) {
             return;
         }
-        let form = &*(*index).rd_index;
-        let attributes = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
+        let attributes = index::attributes(&*(*index).rd_index);
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let (mut values, mut nulls) = ([Datum::null(); INDEX_MAX_KEYS as usize], [false; INDEX_MAX_KEYS as usize]);
-        for_each_row(
-            rel,
-            std::ptr::null_mut(),
-            slot,
-            |a| attributes.contains(&a),
-            |at| {
-                FormIndexDatum(info, slot, std::ptr::null_mut(), values.as_mut_ptr(), nulls.as_mut_ptr());
-                let size = lengths.iter().enumerate().map(|(i, length)| match *length {
-                    _ if nulls[i] => 0,
-                    -1 => align(pgrx::varsize_any(values[i].cast_mut_ptr())),
-                    -2 => align(std::ffi::CStr::from_ptr(values[i].cast_mut_ptr()).count_bytes() + 1),
-                    fixed => align(fixed as usize),
-                });
-                if OVERHEAD + size.sum::<usize>() <= LIMIT {
-                    return;
-                }
-                let entry = index_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-                let size = align(usize::from((*entry).t_info & INDEX_SIZE_MASK as u16));
-                pfree(entry.cast());
-                if size > LIMIT {
-                    let at = pgrx::itemptr::item_pointer_get_both(at);
-                    name_index(index, PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED);
-                    StrataError::Oversized { relid: (*rel).rd_id, index: name_of(index), size, limit: LIMIT, at }
-                        .raise();
-                }
-            },
-        );
+        index::for_each_row(rel, std::ptr::null_mut(), slot, Some(attributes), |at| {
+            FormIndexDatum(info, slot, std::ptr::null_mut(), values.as_mut_ptr(), nulls.as_mut_ptr());
+            let size = lengths.iter().enumerate().map(|(i, length)| match *length {
+                _ if nulls[i] => 0,
+                -1 => align(pgrx::varsize_any(values[i].cast_mut_ptr())),
+                -2 => align(std::ffi::CStr::from_ptr(values[i].cast_mut_ptr()).count_bytes() + 1),
+                fixed => align(fixed as usize),
+            });
+            if OVERHEAD + size.sum::<usize>() <= LIMIT {
+                return;
+            }
+            let entry = index_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let size = align(usize::from((*entry).t_info & INDEX_SIZE_MASK as u16));
+            pfree(entry.cast());
+            if size > LIMIT {
+                let at = pgrx::itemptr::item_pointer_get_both(at);
+                name_index(index, PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED);
+                StrataError::Oversized { relid: (*rel).rd_id, index: name_of(index), size, limit: LIMIT, at }.raise();
+            }
+        });
         ExecDropSingleTupleTableSlot(slot);
     }
 }

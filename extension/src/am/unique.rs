@@ -46,7 +46,7 @@ unsafe fn for_each_key(rel: Relation, slot: *mut TupleTableSlot, mut f: impl FnM
             let index = index_open(oid, AccessShareLock as i32);
             let form = &*(*index).rd_index;
             if form.indisunique && form.indisready && index::is_plain(index) {
-                let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+                let attnums = index::key_attributes(form);
                 let mut values = Vec::with_capacity(attnums.len());
                 for attnum in attnums {
                     if (*slot).tts_nvalid < *attnum {
@@ -140,40 +140,31 @@ unsafe fn violation(index: Relation, values: &[Datum]) -> ! {
 /// rows are looked up one by one.
 ///
 /// # Safety
-/// `rel` and `index` are open, and nobody else writes the table.
+/// `rel` and `index` are open, and nobody else writes the table; `info` is the index's, which is plain.
 pub unsafe fn check_whole_table(rel: Relation, index: Relation, info: *mut IndexInfo) {
     // SAFETY: the caller's promise; slots have the table's descriptor.
     unsafe {
         if fragments::of(rel).is_none() {
             return;
         }
-        let estate = CreateExecutorState();
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let (mut values, mut nulls) = ([Datum::null(); INDEX_MAX_KEYS as usize], [false; INDEX_MAX_KEYS as usize]);
         let memory = maintenance_work_mem;
         let sort =
             guarded(|| ext::tuplesort_begin_index_btree(rel, index, true, false, memory, std::ptr::null_mut(), 0));
         let mut own = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
-        let form = &*(*index).rd_index;
-        let attributes = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
-        index::for_each_row(
-            rel,
-            &raw mut own,
-            slot,
-            |a| attributes.contains(&a),
-            |mut at| {
-                FormIndexDatum(info, slot, estate, values.as_mut_ptr(), nulls.as_mut_ptr());
-                guarded(|| {
-                    ext::tuplesort_putindextuplevalues(sort, index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr());
-                });
-            },
-        );
+        let attributes = index::attributes(&*(*index).rd_index);
+        index::for_each_row(rel, &raw mut own, slot, Some(attributes), |mut at| {
+            FormIndexDatum(info, slot, std::ptr::null_mut(), values.as_mut_ptr(), nulls.as_mut_ptr());
+            guarded(|| {
+                ext::tuplesort_putindextuplevalues(sort, index, &mut at, values.as_mut_ptr(), nulls.as_mut_ptr());
+            });
+        });
         guarded(|| ext::tuplesort_performsort(sort));
         guarded(|| ext::tuplesort_end(sort));
 
         check_delta_rows(rel, index, info, &raw mut own);
         ExecDropSingleTupleTableSlot(slot);
-        FreeExecutorState(estate);
     }
 }
 
@@ -186,8 +177,7 @@ pub unsafe fn check_delta_rows(rel: Relation, index: Relation, info: *mut IndexI
     unsafe {
         let Some(table) = fragments::of(rel) else { return };
         let (mut values, mut nulls) = ([Datum::null(); INDEX_MAX_KEYS as usize], [false; INDEX_MAX_KEYS as usize]);
-        let form = &*(*index).rd_index;
-        let attnums = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize);
+        let attnums = index::key_attributes(&*(*index).rd_index);
         let delta = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsBufferHeapTuple);
         let am = handler::heap();
         let null = std::ptr::null_mut();

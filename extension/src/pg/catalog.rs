@@ -199,9 +199,8 @@ pub fn fragments(relid: Oid, filenode: Oid) -> Vec<FragmentRow> {
             // A library may be newer than the extension in this database: columns that are not there are null.
             let mut nulls = [true; 14];
             pg_sys::heap_deform_tuple(tuple, scan.tupdesc(), values.as_mut_ptr(), nulls.as_mut_ptr());
-            let text = pg_sys::text_to_cstring(values[3].cast_mut_ptr());
             rows.push(FragmentRow {
-                hash: std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned(),
+                hash: text(values[3]),
                 first_row_id: values[4].value() as u64,
                 row_count: values[5].value() as u64,
                 bytes: values[6].value() as u64,
@@ -226,13 +225,24 @@ pub fn fragment_hashes() -> Option<HashSet<String>> {
         let mut scan = SysScan::new(oids.fragment, oids.fragment_relid, &[], null_mut());
         while let Some(tuple) = scan.next() {
             let mut is_null = false;
-            let hash = pg_sys::heap_getattr(tuple, 4, scan.tupdesc(), &mut is_null);
-            let text = pg_sys::text_to_cstring(hash.cast_mut_ptr());
-            hashes.insert(std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned());
-            pg_sys::pfree(text.cast());
+            hashes.insert(text(pg_sys::heap_getattr(tuple, 4, scan.tupdesc(), &mut is_null)));
         }
     }
     Some(hashes)
+}
+
+/// The characters of a text.
+///
+/// # Safety
+/// `datum` is a text, not null.
+unsafe fn text(datum: Datum) -> String {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let copy = pg_sys::text_to_cstring(datum.cast_mut_ptr());
+        let text = std::ffi::CStr::from_ptr(copy).to_string_lossy().into_owned();
+        pg_sys::pfree(copy.cast());
+        text
+    }
 }
 
 /// The bytes of a bytea.

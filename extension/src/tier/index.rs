@@ -27,7 +27,7 @@
 
 use super::key_choice::{key_columns, wanted_everywhere, wants_map};
 use crate::am::fragments::TableFragment;
-use crate::am::index::{index_oids, is_plain};
+use crate::am::index::{index_oids, is_plain, key_attributes};
 use crate::am::segments::{covered, is_covered};
 use crate::pg::segment_rows::{self, Change, PageWriter, Summary};
 use crate::pg::{catalog, compat};
@@ -89,7 +89,7 @@ pub unsafe fn keys_of(rel: Relation) -> Vec<Vec<i16>> {
             let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
             let form = &*(*index).rd_index;
             if form.indisunique && is_plain(index) {
-                let key = std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize).to_vec();
+                let key = key_attributes(form).to_vec();
                 let same = |k: &Vec<i16>| k.len() == key.len() && k.iter().all(|a| key.contains(a));
                 if !keys.iter().any(same) {
                     keys.push(key);

@@ -127,21 +127,15 @@ unsafe fn copy(rel: Relation, transient: Oid) -> Copied {
         let slot = MakeSingleTupleTableSlot((*rel).rd_att, &raw const TTSOpsHeapTuple);
         let mut now = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
         let mut throttle = Throttle::begin();
-        index::for_each_row(
-            rel,
-            &raw mut now,
-            slot,
-            |_| true,
-            |at| {
-                let Some(row_id) = tid::row_id(&at) else { return };
-                let mut should_free = false;
-                let tuple = ExecFetchSlotHeapTuple(slot, true, &mut should_free);
-                rewrite.write(frozen.tuple(), tuple);
-                places.add(places.total(), &(*tuple).t_self);
-                places.rows.insert(row_id);
-                throttle.spent(u64::from((*tuple).t_len));
-            },
-        );
+        index::for_each_row(rel, &raw mut now, slot, None, |at| {
+            let Some(row_id) = tid::row_id(&at) else { return };
+            let mut should_free = false;
+            let tuple = ExecFetchSlotHeapTuple(slot, true, &mut should_free);
+            rewrite.write(frozen.tuple(), tuple);
+            places.add(places.total(), &(*tuple).t_self);
+            places.rows.insert(row_id);
+            throttle.spent(u64::from((*tuple).t_len));
+        });
         ExecDropSingleTupleTableSlot(slot);
 
         let pages = PagesRead::read(rel, |tuple| {

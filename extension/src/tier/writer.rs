@@ -66,8 +66,7 @@ impl FragmentWriter {
                 let idx = index_open(oid, AccessShareLock as i32);
                 let form = &*(*idx).rd_index;
                 if form.indisunique && index::is_plain(idx) {
-                    let attnums =
-                        std::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnkeyatts as usize).to_vec();
+                    let attnums = index::key_attributes(form).to_vec();
                     let name = std::ffi::CStr::from_ptr((*(*idx).rd_rel).relname.data.as_ptr());
                     if form.indisprimary || sort_key.is_empty() {
                         sort_key = attnums.clone();
@@ -333,7 +332,7 @@ unsafe fn rewrite_sorted_by(
         let mut throttle = Throttle::begin();
         for fragment in fragments {
             let row_bytes = 1 + fragment.row.bytes / fragment.row.row_count.max(1);
-            index::for_each_row_of(rel, fragment, gone, slot, &|_| true, &mut |at| {
+            index::for_each_row_of(rel, fragment, gone, slot, None, &mut |at| {
                 throttle.spent(row_bytes);
                 slot_getsomeattrs_int(slot, natts);
                 let row = crate::pg::tid::row_id(&at).unwrap_or(0);
