@@ -8,3 +8,6 @@ pub mod server;
 
 pub use connect::{Conninfo, Session};
 pub use server::ServerInfo;
+
+/// Microseconds from 1970 to 2000, where PostgreSQL's times begin.
+pub(crate) const PG_EPOCH: i64 = 946_684_800_000_000;

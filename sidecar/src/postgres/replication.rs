@@ -11,6 +11,7 @@
 //!
 //! [`Replication::receive`] may be dropped before it is done and loses nothing.
 
+use super::PG_EPOCH;
 use super::connect::{CONNECT_TIMEOUT, Conninfo};
 use crate::error::{Error, ErrorKind, Result};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -26,8 +27,6 @@ use tokio_postgres::config::Host;
 const ANSWER: Duration = Duration::from_secs(30);
 /// No message of the server is longer: WAL comes in pieces of 128 kB.
 const LONGEST: usize = 64 << 20;
-/// Microseconds from 1970 to 2000, where PostgreSQL's times begin.
-const PG_EPOCH: i64 = 946_684_800_000_000;
 
 trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}

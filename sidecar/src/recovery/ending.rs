@@ -5,7 +5,7 @@
 //! target, so this program says where it is only then. `shutdown` stops it at the target; its `pg_control` says that it was shut down in recovery.
 
 use super::configure::NewPlace;
-use super::start::{ENDED, POLL, PidFile, failed};
+use super::start::{POLL, PidFile, Watched, failed};
 use crate::error::{AtPath, Result};
 use crate::postgres::Conninfo;
 use crate::progress::Progress;
@@ -44,9 +44,9 @@ impl Action {
 /// Waits until the server has paused at its target.
 pub async fn wait_for_pause(place: &NewPlace, conninfo: &Conninfo, progress: &Progress) -> Result<()> {
     progress.phase("replay", 0, "PostgreSQL replays the WAL");
-    let mut alive = Alive::new(place);
+    let mut server = Watched::new(place);
     loop {
-        alive.require(place).await?;
+        server.look().await?;
         // It refuses connections until it is consistent.
         if let Ok(session) = conninfo.connect().await
             && let Ok(row) = session.query_one("SELECT pg_get_wal_replay_pause_state()", &[]).await
@@ -80,26 +80,5 @@ pub async fn wait_for_shutdown(place: &NewPlace, progress: &Progress) -> Result<
             return Err(failed(place, "the recovered server ended before it reached the target").await);
         }
         tokio::time::sleep(POLL).await;
-    }
-}
-
-/// Looks whether the server that was started is there.
-struct Alive {
-    path: std::path::PathBuf,
-    patience: Duration,
-}
-
-impl Alive {
-    fn new(place: &NewPlace) -> Self {
-        Self { path: place.data.join("postmaster.pid"), patience: Duration::from_secs(10) }
-    }
-
-    async fn require(&mut self, place: &NewPlace) -> Result<()> {
-        match PidFile::read(&self.path) {
-            Some(file) if file.alive => self.patience = Duration::from_secs(1),
-            None if !self.patience.is_zero() => self.patience = self.patience.saturating_sub(POLL),
-            _ => return Err(failed(place, ENDED).await),
-        }
-        Ok(())
     }
 }

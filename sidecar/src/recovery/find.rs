@@ -8,12 +8,10 @@
 use super::timeline::Chain;
 use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wal::walker::{SegmentHeader, Walker};
+use crate::wal::walker::{self, SegmentHeader, Walker, u32_at};
 use jiff::Timestamp;
 use strata_catalog::Lsn;
 
-const RECORD_HEADER: usize = 24;
-const LONG_HEADER: u16 = 0x2;
 /// The magic of pages of PostgreSQL 18, where an entry of a dropped statistic got longer.
 const MAGIC_18: u16 = 0xD118;
 
@@ -90,11 +88,7 @@ pub fn find(view: &View, chain: &Chain, wanted: &Wanted) -> Result<Lsn> {
 }
 
 fn magic(segment: &[u8]) -> u16 {
-    segment.first_chunk::<2>().map_or(0, |bytes| u16::from_le_bytes(*bytes))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+    walker::u16_at(segment, 0).unwrap_or(0)
 }
 
 /// The bytes of a record that ends in a segment and begins in it or in the one before, without the headers of pages.
@@ -116,8 +110,7 @@ fn bytes_of(before: Option<&[u8]>, content: &[u8], segment: Lsn, start: Lsn, end
         };
         let Some(source) = source else { return Vec::new() };
         if at.is_multiple_of(page) {
-            let info = source.get(offset + 2..offset + 4).map_or(0, |info| u16::from_le_bytes([info[0], info[1]]));
-            at += if info & LONG_HEADER != 0 { 40 } else { 24 };
+            at += walker::page_header(walker::u16_at(source, offset + 2).unwrap_or(0)) as u64;
             continue;
         }
         let take = (page - at % page).min(end.0 - at) as usize;
@@ -127,23 +120,9 @@ fn bytes_of(before: Option<&[u8]>, content: &[u8], segment: Lsn, start: Lsn, end
     bytes
 }
 
-/// Where the main data of a record without block references begins.
-fn main_data(record: &[u8]) -> Option<usize> {
-    let mut at = RECORD_HEADER;
-    loop {
-        match record.get(at)? {
-            255 => return Some(at + 2),
-            254 => return Some(at + 5),
-            253 => at += 3,
-            252 => at += 5,
-            _ => return None,
-        }
-    }
-}
-
 /// The name in the record of a restore point.
 fn point(record: &[u8]) -> Option<&[u8]> {
-    let name = record.get(main_data(record)? + 8..)?;
+    let name = record.get(walker::main_data(record)? + 8..)?;
     name.split(|byte| *byte == 0).next()
 }
 
@@ -155,7 +134,7 @@ fn ended(record: &[u8], magic: u16) -> Option<u32> {
     if !prepared {
         return Some(own);
     }
-    let mut at = main_data(record)? + 8;
+    let mut at = walker::main_data(record)? + 8;
     if info & 0x80 == 0 {
         return Some(own);
     }
@@ -180,6 +159,7 @@ fn ended(record: &[u8], magic: u16) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::walker::RECORD_HEADER;
 
     fn record(info: u8, xid: u32, data: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; RECORD_HEADER];

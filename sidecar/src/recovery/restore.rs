@@ -357,7 +357,7 @@ fn stream(
 ) -> Result<()> {
     let mut open: Option<(PathBuf, File)> = None;
     read_stream(tool, object, pieces, |piece, content| {
-        let path = into.join(if delta { held_name(piece.path) } else { piece.path });
+        let path = target(into, delta, piece.path);
         if open.as_ref().is_none_or(|(name, _)| *name != path) {
             open = Some((path.clone(), create_file(&path, piece.mode)?));
         }
@@ -378,16 +378,18 @@ struct Worker<'a> {
     content: Vec<u8>,
 }
 
-impl Worker<'_> {
-    /// Where a file goes.
-    fn target(&self, path: &str) -> PathBuf {
-        self.into.join(if self.kept.is_some() { held_name(path) } else { path })
-    }
+/// Where a file of the backup goes.
+fn target(into: &Path, delta: bool, path: &str) -> PathBuf {
+    into.join(if delta { held_name(path) } else { path })
+}
 
+impl Worker<'_> {
     /// Which pieces of a frame are there already.
     fn kept(&self, frame: &Frame<'_>) -> Vec<bool> {
         let is_kept = |piece: &Piece<'_>| {
-            self.kept.is_some_and(|kept| kept.has(&self.target(piece.path), piece.offset, piece.bytes, piece.blake3))
+            self.kept.is_some_and(|kept| {
+                kept.has(&target(self.into, true, piece.path), piece.offset, piece.bytes, piece.blake3)
+            })
         };
         frame.pieces.iter().map(is_kept).collect()
     }
@@ -404,7 +406,6 @@ impl Worker<'_> {
                 })?;
             self.pack = Some((frame.pack, PackReader::open(self.storage, &self.dir.join(&pack.name))?));
         }
-        let into = |path: &str| self.into.join(if self.kept.is_some() { held_name(path) } else { path });
         let Some((_, reader)) = &mut self.pack else { return Ok(()) };
         reader.frame(frame.offset, frame.stored, &mut self.content, frame.content)?;
         for (piece, _) in frame.pieces.iter().zip(kept).filter(|(_, kept)| !kept) {
@@ -415,7 +416,7 @@ impl Worker<'_> {
                     format_args!("the checksum of \"{}\" at {} does not match", piece.path, piece.offset),
                 ));
             }
-            let path = into(piece.path);
+            let path = target(self.into, self.kept.is_some(), piece.path);
             create_file(&path, piece.mode)?.write_all_at(content, piece.offset).at("write", &path)?;
         }
         Ok(())

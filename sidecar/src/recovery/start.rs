@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Where the server's log collector says which files it writes to.
 const LOG_LIST: &str = "current_logfiles";
 pub(super) const POLL: Duration = Duration::from_millis(20);
-pub(super) const ENDED: &str = "the recovered server ended before it was open";
+const ENDED: &str = "the recovered server ended before it was open";
 /// How much of the server's log is read for an error.
 const LOG_TAIL: u64 = 64 << 10;
 /// How long the server's log collector, which outlives the server, may take to write the server's last words.
@@ -71,18 +71,34 @@ fn command(pg_ctl: &Path, data: &Path, log: &Path, options: &[String], hot_stand
 /// Waits until the server is open, for as long as it recovers.
 pub async fn wait(place: &NewPlace, progress: &Progress) -> Result<()> {
     progress.phase("replay", 0, "PostgreSQL replays the WAL");
-    let pid_file = place.data.join("postmaster.pid");
-    // The server makes the file some moments after pg_ctl returned, and fills it some moments later.
-    let mut patience = Duration::from_secs(10);
-    loop {
-        match PidFile::read(&pid_file) {
-            Some(file) if !file.alive => return Err(failed(place, ENDED).await),
-            Some(file) if file.ready => return Ok(()),
-            Some(_) => patience = Duration::from_secs(1),
-            None if patience.is_zero() => return Err(failed(place, ENDED).await),
-            None => patience = patience.saturating_sub(POLL),
-        }
+    let mut server = Watched::new(place);
+    while !server.look().await?.is_some_and(|file| file.ready) {
         tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// A server that was started, as its `postmaster.pid` shows it.
+pub(super) struct Watched<'a> {
+    place: &'a NewPlace,
+    patience: Duration,
+}
+
+impl<'a> Watched<'a> {
+    /// It makes the file some moments after `pg_ctl` returned, and fills it some moments later.
+    pub fn new(place: &'a NewPlace) -> Self {
+        Self { place, patience: Duration::from_secs(10) }
+    }
+
+    /// What the file says; none when it is not there yet. An error when the server has ended.
+    pub async fn look(&mut self) -> Result<Option<PidFile>> {
+        let file = PidFile::read(&self.place.data.join("postmaster.pid"));
+        match &file {
+            Some(file) if file.alive => self.patience = Duration::from_secs(1),
+            None if !self.patience.is_zero() => self.patience = self.patience.saturating_sub(POLL),
+            _ => return Err(failed(self.place, ENDED).await),
+        }
+        Ok(file)
     }
 }
 

@@ -165,14 +165,15 @@ impl Repository {
                 Err(error) => damage.push(error.message),
             }
         }
+        let streamed_to = partial.map_or(Ok(None), |partial| self.streamed_to(partial, size))?;
         let with_partial: Vec<Segment> = segments.iter().copied().chain(partial).collect();
         Ok(TimelineInfo {
-            streamed_to: self.streamed_to(timeline, size)?,
             timeline,
             first: segments.first().map(Segment::to_string),
             last: segments.last().map(Segment::to_string),
             start_lsn: segments.first().map(|segment| segment.start(size)),
             end_lsn: segments.last().map(|segment| segment.end(size)),
+            streamed_to,
             last_commit_at,
             segments: segments.len() as u64,
             bytes,

@@ -17,7 +17,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::wal::name::{Segment, WalName};
 use crate::wal::scan::SegmentSummary;
 use crate::wal::walker::SegmentHeader;
-use jiff::Timestamp;
 use std::fmt;
 use std::path::PathBuf;
 use strata_catalog::Lsn;
@@ -84,15 +83,7 @@ impl Repository {
     /// Stores a piece, durably.
     pub fn store_piece(&self, piece: Piece, content: &[u8], level: i32) -> Result<()> {
         self.writable()?;
-        let note = WalNote {
-            name: piece.to_string(),
-            bytes: content.len() as u64,
-            blake3: blake3::hash(content).to_hex().to_string(),
-            frame_blake3: String::new(),
-            archived_at: Timestamp::now(),
-            follows: false,
-            segment: None,
-        };
+        let note = WalNote::of(&piece.to_string(), content);
         let path = self.piece_path(piece);
         match self.storage().write_new(&path, &walstore::encode(&note, content, level)?)? {
             fsio::Published::New => Ok(()),
@@ -206,9 +197,8 @@ impl Repository {
         }
     }
 
-    /// Up to where the WAL of a timeline was streamed, when that is behind its last whole segment.
-    pub fn streamed_to(&self, timeline: u32, segment_size: u64) -> Result<Option<Lsn>> {
-        let Some(segment) = self.newest_partial(timeline)? else { return Ok(None) };
+    /// Up to where a segment was streamed.
+    pub fn streamed_to(&self, segment: Segment, segment_size: u64) -> Result<Option<Lsn>> {
         let end = self.pieces()?.into_iter().filter(|piece| piece.segment == segment).map(|piece| piece.end).max();
         Ok(end.map(|end| Lsn(segment.start(segment_size).0 + u64::from(end))))
     }

@@ -42,6 +42,21 @@ pub struct WalNote {
     pub segment: Option<SegmentSummary>,
 }
 
+impl WalNote {
+    /// About this content, archived now. It neither follows another nor is a segment.
+    pub fn of(name: &str, content: &[u8]) -> Self {
+        Self {
+            name: name.to_owned(),
+            bytes: content.len() as u64,
+            blake3: blake3::hash(content).to_hex().to_string(),
+            frame_blake3: String::new(),
+            archived_at: Timestamp::now(),
+            follows: false,
+            segment: None,
+        }
+    }
+}
+
 /// Builds an archive file.
 pub fn encode(note: &WalNote, content: &[u8], level: i32) -> Result<Vec<u8>> {
     let failed =
@@ -200,15 +215,7 @@ mod tests {
 
     fn sample() -> (WalNote, Vec<u8>, Vec<u8>) {
         let content: Vec<u8> = (0..100_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
-        let note = WalNote {
-            name: NAME.to_owned(),
-            bytes: content.len() as u64,
-            blake3: blake3::hash(&content).to_hex().to_string(),
-            frame_blake3: String::new(),
-            archived_at: Timestamp::UNIX_EPOCH,
-            follows: false,
-            segment: None,
-        };
+        let note = WalNote { archived_at: Timestamp::UNIX_EPOCH, ..WalNote::of(NAME, &content) };
         let file = encode(&note, &content, 1).unwrap();
         (note, content, file)
     }

@@ -9,9 +9,10 @@
 use super::name::{Segment, WalName};
 use crate::config::{AtLimit, WalConfig};
 use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::repository::fsio;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind as IoKind, Write};
 use std::path::Path;
 
@@ -120,7 +121,7 @@ impl Dropped {
         line.push(b'\n');
         let mut file = OpenOptions::new().append(true).create(true).open(&path).at("open", &path)?;
         file.write_all(&line).and_then(|()| file.sync_all()).at("write", &path)?;
-        File::open(outbox).and_then(|dir| dir.sync_all()).at("fsync the directory", outbox)
+        fsio::fsync_dir(outbox)
     }
 
     /// All that were given up, oldest first.

@@ -18,7 +18,6 @@ use crate::failpoint;
 use crate::repository::fsio::Published;
 use crate::repository::walstore::{self, WalNote};
 use crate::repository::{Identity, Repository};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -117,15 +116,7 @@ impl Prepared {
             }
             _ => false,
         };
-        let note = WalNote {
-            name: name.to_owned(),
-            bytes: content.len() as u64,
-            blake3: blake3::hash(content).to_hex().to_string(),
-            frame_blake3: String::new(),
-            archived_at: Timestamp::now(),
-            follows,
-            segment,
-        };
+        let note = WalNote { follows, segment, ..WalNote::of(name, content) };
         let target = repository.wal_path(name, kind);
         let file = match repository.storage().exists(&target)? {
             true => None,

@@ -9,18 +9,18 @@
 //! 8 bytes with a header of 24 bytes whose first four are the total length.
 
 use crate::error::{Error, Result};
+use crate::postgres::PG_EPOCH;
 use jiff::Timestamp;
 use strata_catalog::Lsn;
 
 const PAGE_HEADER: usize = 24;
 const LONG_PAGE_HEADER: usize = 40;
-const RECORD_HEADER: usize = 24;
+/// The header of a record.
+pub const RECORD_HEADER: usize = 24;
 const FIRST_IS_CONTRECORD: u16 = 0x1;
 const LONG_HEADER: u16 = 0x2;
 /// As much of a record as can hold what is looked at: its header, the headers of its parts, and a time.
 const PREFIX: usize = 64;
-/// Microseconds from 1970 to 2000, where PostgreSQL's times begin.
-const PG_EPOCH: i64 = 946_684_800_000_000;
 
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
@@ -44,16 +44,23 @@ pub struct SegmentHeader {
     pub page_size: u32,
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+/// The number of 16 bits at a place.
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+/// The number of 32 bits at a place.
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// How long the header of a page with these bits is.
+pub fn page_header(info: u16) -> usize {
+    if info & LONG_HEADER != 0 { LONG_PAGE_HEADER } else { PAGE_HEADER }
 }
 
 impl SegmentHeader {
@@ -180,7 +187,7 @@ impl Walker {
         if u16_at(segment, at)? & 0xff00 != 0xd100 || address != start.0 + at as u64 {
             return None;
         }
-        let next = at + if info & LONG_HEADER != 0 { LONG_PAGE_HEADER } else { PAGE_HEADER };
+        let next = at + page_header(info);
         let continues = info & FIRST_IS_CONTRECORD != 0;
         match &self.open {
             Some(open) if continues && open.total - open.got == remaining => Some(next),
@@ -237,7 +244,7 @@ fn interpret(open: &Open, end: Lsn) -> (Record, bool) {
 }
 
 /// Where the main data begins in a record without block references.
-fn main_data(prefix: &[u8]) -> Option<usize> {
+pub fn main_data(prefix: &[u8]) -> Option<usize> {
     let mut at = RECORD_HEADER;
     loop {
         match prefix.get(at)? {
