@@ -14,6 +14,10 @@ use strata_tests::{Cluster, Options, script, twin};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Where a move may end too early.
+const MOVE_POINTS: [&str; 4] =
+    ["move:fragment_unnamed", "move:fragment_written", "move:before_swap", "move:before_commit"];
+
 /// `w` and its heap twin `h`, with two thousand rows each.
 fn tables(client: &mut Client) {
     for t in ["w", "h"] {
@@ -62,7 +66,7 @@ fn exact(cluster: &Cluster, c: &mut Client) {
 fn a_move_that_is_killed_leaves_the_table_as_it_was() {
     let cluster = Cluster::start().unwrap();
     tables(&mut cluster.connect().unwrap());
-    for point in ["move:fragment_written", "move:before_swap", "move:before_commit"] {
+    for point in MOVE_POINTS {
         let mut c = dies(&cluster, &format!("SET strata.failpoint = '{point}=kill'; SELECT strata.to_warm('w')"));
         exact(&cluster, &mut c);
         let tier = twin::value(&mut c, "SELECT count(*) FROM strata.fragment").unwrap();
@@ -86,7 +90,7 @@ fn a_move_that_fails_leaves_the_table_as_it_was() {
     let cluster = Cluster::start().unwrap();
     let mut c = cluster.connect().unwrap();
     tables(&mut c);
-    for point in ["move:fragment_written", "move:before_swap", "move:before_commit"] {
+    for point in MOVE_POINTS {
         c.batch_execute(&format!("SET strata.failpoint = '{point}=error'")).unwrap();
         let (_, said) = checks::failure(&mut c, "SELECT strata.to_warm('w')").unwrap();
         assert!(said.contains(point), "{said}");

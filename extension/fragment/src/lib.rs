@@ -53,5 +53,5 @@ pub use fragment::{Block, Fragment};
 pub use schema::{ColumnSpec, KeySpec, PhysicalType, Schema};
 pub use value::Value;
 pub use verify::{Summary, verify_file};
-pub use writer::{TEMPORARY_SUFFIX, Written, fragment_path, make_folder};
+pub use writer::{TEMPORARY_SUFFIX, Written, fragment_path, is_abandoned, make_folder, remove_abandoned};
 pub use zone::{BOUND_BYTES, Zone};

@@ -2,10 +2,11 @@
 //!
 //! The order of steps is what a crash may interrupt. The file is written under a temporary name, synchronized, renamed to
 //! the name that its hash gives, and the folders are synchronized. So a file under a final name is whole and durable as
-//! soon as [`write`] has returned, and a crash before leaves at most a temporary file. Two writers of the same content
-//! end at the same name; either rename leaves the same bytes there.
+//! soon as [`write`] has returned, and a crash before leaves at most a temporary file, which its writer had locked (`flock`) and nobody
+//! has any more: [`remove_abandoned`] removes such a file and no other. Two writers of the same content end at the same name; either
+//! rename leaves the same bytes there.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -266,6 +267,12 @@ impl Output {
             let temporary = dir.join(format!("{}-{n}{TEMPORARY_SUFFIX}", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary) {
                 Ok(file) => {
+                    // Where files cannot be locked, age alone says what is abandoned.
+                    let _ = file.lock();
+                    if !temporary.exists() {
+                        // Removed as abandoned, before it was locked.
+                        continue;
+                    }
                     let file = Some(BufWriter::with_capacity(1 << 20, file));
                     return Ok(Self { temporary, file, hasher: blake3::Hasher::new(), len: 0 });
                 }
@@ -294,9 +301,9 @@ impl Output {
     /// Makes the content durable and gives it its name.
     fn publish(mut self, dir: &Path, naming: impl FnOnce(&str)) -> Result<(String, PathBuf, u64)> {
         let failed = |e| FragmentError::io(&self.temporary, e);
-        if let Some(file) = self.file.take() {
-            let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
-            file.sync_all().map_err(failed)?;
+        if let Some(file) = &mut self.file {
+            // It stays open, for its lock, until it has its name.
+            file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
         }
         let hash = self.hasher.finalize().to_hex().to_string();
         let path = fragment_path(dir, &hash);
@@ -318,6 +325,27 @@ impl Drop for Output {
             drop(self.file.take());
             let _ = fs::remove_file(&self.temporary);
         }
+    }
+}
+
+/// Whether a file with a temporary name is one that no living process writes, as far as that can be told.
+pub fn is_abandoned(temporary: &Path) -> bool {
+    File::open(temporary).is_ok_and(|file| !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Removes a file with a temporary name unless a living process writes it.
+///
+/// # Errors
+/// Of the file system; a file that is gone is none.
+pub fn remove_abandoned(temporary: &Path) -> io::Result<()> {
+    let gone = |e: io::Error| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
+    match File::open(temporary) {
+        // The lock is held until the file is removed: who creates one looks whether it is there when it has the lock.
+        Ok(file) => match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(()),
+            _ => fs::remove_file(temporary).or_else(gone),
+        },
+        Err(e) => gone(e),
     }
 }
 

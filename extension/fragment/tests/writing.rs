@@ -9,7 +9,8 @@ use std::process::Command;
 
 use common::{Row, read_all, same, schema, write};
 use strata_fragment::{
-    Builder, BuilderOptions, Fragment, FragmentError, PhysicalType, Schema, Value, fragment_path, verify_file,
+    Builder, BuilderOptions, Fragment, FragmentError, PhysicalType, Schema, TEMPORARY_SUFFIX, Value, fragment_path,
+    is_abandoned, remove_abandoned, verify_file,
 };
 
 fn files(dir: &Path) -> Vec<String> {
@@ -88,6 +89,36 @@ fn nothing_is_left_when_the_name_cannot_be_given() {
     }
     assert!(matches!(b.finish(dir.path()), Err(FragmentError::Io { .. })));
     assert_eq!(files(dir.path()), [&w.hash[..2]]);
+}
+
+/// A file of a writer that lives is kept, one of a writer that is gone is removed.
+#[test]
+fn only_what_nobody_writes_is_abandoned() {
+    let dir = tempfile::tempdir().unwrap();
+    let (schema, rows) = simple();
+    let temporary =
+        || files(dir.path()).into_iter().find(|f| f.ends_with(TEMPORARY_SUFFIX)).map(|f| dir.path().join(f));
+    let mut b = Builder::new(schema, BuilderOptions::with_block_rows(10)).unwrap();
+    for r in &rows {
+        b.push_row(r).unwrap();
+    }
+    let written = b
+        .finish_named(dir.path(), |_| {
+            let file = temporary().unwrap();
+            assert!(!is_abandoned(&file));
+            remove_abandoned(&file).unwrap();
+            assert!(file.exists());
+        })
+        .unwrap();
+    verify_file(&written.path).unwrap();
+    assert_eq!(temporary(), None);
+
+    let left = dir.path().join(format!("1-0{TEMPORARY_SUFFIX}"));
+    fs::write(&left, b"half of").unwrap();
+    assert!(is_abandoned(&left));
+    remove_abandoned(&left).unwrap();
+    assert!(!left.exists() && !is_abandoned(&left));
+    remove_abandoned(&left).unwrap();
 }
 
 /// The test runs itself again in a process that may not write files of more than a few blocks.

@@ -6,6 +6,8 @@
 
 use pgrx::prelude::*;
 
+/// A fragment file is written and durable, under its temporary name.
+pub const MOVE_FRAGMENT_UNNAMED: &str = "move:fragment_unnamed";
 /// A fragment file is written and durable, its catalog row is not there yet.
 pub const MOVE_FRAGMENT_WRITTEN: &str = "move:fragment_written";
 /// The move waits for its exclusive lock next.

@@ -12,6 +12,9 @@
 //! * It may be prepared instead, and end in another session: then it removes no file, which a later sweep does.
 //! * A crash after the commit leaves files to the next sweep.
 //!
+//! What a crash left of a file that was being written, under its temporary name in the store's folder, goes when it is older than the
+//! grace and its writer lives no more, which its lock tells (`strata_fragment::remove_abandoned`).
+//!
 //! Where logs are archived (`strata.log_backup` has rows), a row, and so its file, also waits until the fragment log has the
 //! fragment, however long the agent is away: else no recovery could reach a moment at which it was in use.
 //! `strata.sweep(SECONDS)` by hand, with a grace of its own, does not wait for that.
@@ -78,7 +81,11 @@ pub fn sweep(grace: Option<Duration>) -> i64 {
             failpoint::hit(failpoint::DROP_COMMITTED);
             for file in ORPHANS.take() {
                 // A file that cannot be removed now is an orphan for the next sweep.
-                let _ = std::fs::remove_file(file);
+                let _ = if is_temporary(&file) {
+                    strata_fragment::remove_abandoned(&file)
+                } else {
+                    std::fs::remove_file(&file)
+                };
             }
         });
         register_xact_callback(PgXactCallbackEvent::PrePrepare, || PLANNED.set(None));
@@ -99,6 +106,12 @@ fn orphans(grace: Duration) -> (Vec<PathBuf>, Option<Taken>) {
     // Read once before the locks, to know which to take, and again with them.
     let Some(named) = catalog::fragment_hashes() else { return (unnamed, taken) };
     for folder in entries(&fragments::store()) {
+        if is_temporary(&folder) {
+            if old_enough(&folder, grace) && strata_fragment::is_abandoned(&folder) {
+                unnamed.push(folder);
+            }
+            continue;
+        }
         for file in entries(&folder) {
             let Some(hash) = hash_of(&file) else { continue };
             if !named.contains(hash) && old_enough(&file, grace) && taken.as_mut().is_none_or(|t| t.file(hash)) {
@@ -111,6 +124,11 @@ fn orphans(grace: Duration) -> (Vec<PathBuf>, Option<Taken>) {
         unnamed.retain(|file| hash_of(file).is_some_and(|hash| !named.contains(hash)));
     }
     (unnamed, taken)
+}
+
+/// Whether a file in the store's folder is one that was being written.
+fn is_temporary(file: &Path) -> bool {
+    file.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with(strata_fragment::TEMPORARY_SUFFIX))
 }
 
 /// The hash of the fragment in a file, or its whole name.

@@ -218,7 +218,10 @@ impl FragmentWriter {
             }
             .raise();
         }
-        let finished = builder.finish_named(&directory, in_use::hold);
+        let finished = builder.finish_named(&directory, |hash| {
+            failpoint::hit(failpoint::MOVE_FRAGMENT_UNNAMED);
+            in_use::hold(hash);
+        });
         let written = self.take(finished);
         let tags = std::mem::take(&mut self.tags);
         self.memory = Building::default();
