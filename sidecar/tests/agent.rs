@@ -265,7 +265,7 @@ fn fragments_of_a_dropped_database_are_gone_in_the_log() {
     std::fs::write(&kept, "x").unwrap();
     give(&server.repository);
     common::psql(&server.dir, server.port, "other", &insert);
-    let entry = server.repository.join(format!("systems/test/one/fragment-log/{oid}/{hash}-1.json"));
+    let entry = server.repository.join(format!("systems/test/one/fragment-log/{oid}/{hash}-1-00000001.json"));
     wait_for("the fragment log", || entry.exists());
     server.sql("DROP DATABASE other WITH (FORCE)");
     wait_for("the note", || std::fs::read_to_string(&entry).unwrap().contains("dropped"));

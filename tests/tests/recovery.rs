@@ -1,12 +1,14 @@
 //! Recovery to ten random moments of a random workload, each compared with what the heap oracle recorded then; by time, by
-//! LSN and to the latest; with moves, promotions, drops and a second backup in between.
+//! LSN and to the latest; with moves, promotions, drops and a second backup in between. And moments of a timeline that was left.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use postgres::Client;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use rand::{Rng, SeedableRng};
-use strata_tests::{Cluster, Options, Strata, checks, recovered, twin};
+use serde_json::Value;
+use std::time::Duration;
+use strata_tests::{Agent, Cluster, Options, Strata, checks, process, recovered, twin};
 
 /// What the oracle knew after a step.
 struct Moment {
@@ -149,4 +151,133 @@ fn come_back(strata: &Strata, target: &str, m: &Moment) {
         back.took.as_secs_f64(),
         back.fragments_when_open
     );
+}
+
+fn hashes(c: &mut Client) -> Vec<String> {
+    c.query("SELECT hash FROM strata.fragment", &[]).unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// The entries of the fragment log.
+fn log(strata: &Strata) -> Vec<Value> {
+    let files = process::files_below(strata.repository());
+    let files = files.iter().filter(|file| file.to_string_lossy().contains("/fragment-log/"));
+    let read = |file: &std::path::PathBuf| serde_json::from_slice::<Value>(&std::fs::read(file).ok()?).ok();
+    files.filter_map(read).map(|mut sealed| sealed["content"].take()).collect()
+}
+
+/// The timelines on which a fragment's row was seen to be gone.
+fn ends(entry: &Value) -> Vec<u64> {
+    entry["dropped"].as_array().into_iter().flatten().map(|end| end["timeline"].as_u64().unwrap()).collect()
+}
+
+fn wait_log(strata: &Strata, hashes: &[String], is_it: impl Fn(&Value) -> bool) {
+    process::wait_for("the fragment log", Duration::from_secs(60), || {
+        let log = log(strata);
+        hashes.iter().all(|hash| log.iter().any(|entry| entry["hash"] == **hash && is_it(entry)))
+    })
+    .unwrap_or_else(|e| panic!("{e:#}: {hashes:?}\n{:#?}", log(strata)));
+}
+
+/// Changes both tables in the same way.
+fn both(c: &mut Client, value: &str, modulo: i32) {
+    for t in ["w", "h"] {
+        c.batch_execute(&format!("UPDATE {t} SET v = '{value}' WHERE id % {modulo} = 0")).unwrap();
+    }
+}
+
+/// Moves the table anew, and has the rows of its old fragments removed.
+fn renew(c: &mut Client) {
+    checks::rewarm(c, "w").unwrap();
+    c.execute("SELECT strata.sweep(0)", &[]).unwrap();
+}
+
+/// A server is recovered to an earlier moment and goes on in the same repository. What it never had, and what it has lost since, can be
+/// recovered on the timeline that was left, before and after an expire that keeps that.
+#[test]
+fn a_timeline_that_was_left_keeps_its_fragments() {
+    let cluster = Cluster::with(Options::new().archiving().set("strata.fragment_rows", "1500")).unwrap();
+    let mut c = cluster.connect().unwrap();
+    for t in ["w", "h"] {
+        c.batch_execute(&format!(
+            "CREATE TABLE {t} (id int PRIMARY KEY, k int, v text); INSERT INTO {t} SELECT i, i % 30, md5(i::text) FROM generate_series(1, 3000) i"
+        ))
+        .unwrap();
+    }
+    let (strata, agent) = Strata::with_agent(&cluster).unwrap();
+    checks::rewarm(&mut c, "w").unwrap();
+    let first = hashes(&mut c);
+    c.execute("SELECT strata.backup()", &[]).unwrap();
+    both(&mut c, "before", 50);
+    let branch = oracle(&mut c, 0);
+    both(&mut c, "behind", 60);
+    // It needs fragments that both timelines had, and lost.
+    let early = oracle(&mut c, 1);
+    wait_log(&strata, &first, |_| true);
+    renew(&mut c);
+    let second = hashes(&mut c);
+    assert!(second.iter().all(|hash| !first.contains(hash)), "{first:?} {second:?}");
+    both(&mut c, "later", 70);
+    // It needs fragments that the other timeline never had.
+    let late = oracle(&mut c, 2);
+    both(&mut c, "last", 80);
+    wait_log(&strata, &first, |entry| ends(entry) == [1]);
+    wait_log(&strata, &second, |entry| ends(entry).is_empty());
+    recovered::wait_archived(&mut c).unwrap();
+    drop(c);
+    agent.stop();
+    cluster.kill9().unwrap();
+
+    let mut server = recovered::recover(&strata, &branch.lsn, &["--full"]).unwrap();
+    assert!(server.fetched_all().unwrap(), "{}", server.said());
+    let strata = Strata::configure_at(&server.cluster, strata.repository()).unwrap();
+    server.cluster.connect().unwrap().batch_execute("ALTER SYSTEM SET archive_mode = on").unwrap();
+    strata.archive(&server.cluster).unwrap();
+    server.cluster.restart().unwrap();
+    let agent = Agent::start(&server.cluster, &strata).unwrap();
+    let mut c = server.cluster.connect().unwrap();
+    assert_eq!(twin::digest(&mut c, "w").unwrap(), branch.digest);
+    both(&mut c, "another way", 90);
+    renew(&mut c);
+    wait_log(&strata, &first, |entry| ends(entry) == [1, 2]);
+    let third = hashes(&mut c);
+    wait_log(&strata, &third, |entry| entry["timeline"] == 2 && ends(entry).is_empty());
+    wait_log(&strata, &second, |entry| ends(entry).is_empty());
+    c.execute("SELECT strata.backup()", &[]).unwrap();
+    both(&mut c, "on", 100);
+    recovered::wait_archived(&mut c).unwrap();
+
+    let named = |moment: &Moment| -> Vec<String> {
+        let plan = strata.json(&["plan", "--to", &moment.lsn, "--timeline", "1"]).unwrap();
+        assert_eq!(plan["missing"], serde_json::json!([]));
+        plan["fragment_list"].as_array().unwrap().iter().map(|one| one["hash"].as_str().unwrap().to_owned()).collect()
+    };
+    let come_back = |moment: &Moment, fragments: &[String]| {
+        assert!(fragments.iter().all(|hash| named(moment).contains(hash)));
+        let mut back = recovered::recover(&strata, &moment.lsn, &["--timeline", "1", "--full"]).unwrap();
+        assert!(back.fetched_all().unwrap(), "{}", back.said());
+        let mut c = back.cluster.connect().unwrap();
+        assert_eq!(twin::digest(&mut c, "w").unwrap(), moment.digest, "step {}", moment.step);
+        twin::assert_same(&mut c, "w", "h").unwrap();
+    };
+    come_back(&early, &first);
+    come_back(&late, &second);
+    let config = std::fs::read_to_string(strata.config()).unwrap();
+    let expire = |rule: &str| {
+        std::fs::write(strata.config(), format!("{config}[retention]\n{rule}\n")).unwrap();
+        strata.run(&["expire"]).unwrap();
+    };
+    expire("recovery_window = \"1d\"");
+    assert!(first.iter().all(|hash| named(&early).contains(hash)));
+    come_back(&late, &second);
+    // And they go with the last moment that needs them.
+    expire("keep_backups = 1");
+    let files = process::files_below(&strata.repository().join("systems/test/fragments"));
+    let there = |hash: &String| files.iter().any(|file| file.to_string_lossy().contains(hash.as_str()));
+    assert!(!first.iter().any(there) && !second.iter().any(there) && third.iter().all(there), "{files:?}");
+    agent.stop();
+    let mut back = recovered::recover(&strata, "latest", &["--full"]).unwrap();
+    assert!(back.fetched_all().unwrap(), "{}", back.said());
+    let mut other = back.cluster.connect().unwrap();
+    twin::assert_same(&mut other, "w", "h").unwrap();
+    assert_eq!(twin::digest(&mut other, "w").unwrap(), twin::digest(&mut c, "w").unwrap());
 }

@@ -4,6 +4,13 @@
 //! two backups has it. A row that is gone is noted in the log, with a position that is certainly behind its removal: it
 //! is read after the rows. A file that the store has lost comes back from the repository.
 //!
+//! **Timelines.** A server that was recovered to an earlier moment goes on as a branch of what it was, and its agent on the same log. The rows
+//! of the branch that was left are not its own: that they are not there says nothing of them, and plans for that branch need them as
+//! before. So the watch knows the way to its server's timeline, from the server's own history file or else from the archive. Of the log it takes what was
+//! written on that way and not seen to be gone on it, and notes as gone nothing else, with the server's timeline beside the position. When the
+//! timeline changes, or its history is found, it begins anew. As long as no history is found, all that is older is left alone: that keeps fragments longer, and loses
+//! none. A session lives no longer than its server does on one timeline, and rows and position are read while the round's session lives.
+//!
 //! On a standby the last of these is all that is done, and now and then the server is asked to remove files that its rows do not name any
 //! more: the primary's removals arrive there as rows that are gone.
 //!
@@ -12,18 +19,19 @@
 use super::{Backoff, Shared};
 use crate::backup::{blocking, fragments as catalog};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::Session;
 use crate::postgres::server::{self, Database};
+use crate::postgres::{ServerInfo, Session};
 use crate::progress::Progress;
 use crate::recovery::fragments::{Wanted, fetch_all, wanted};
-use crate::repository::Repository;
+use crate::recovery::timeline::Chain;
 use crate::repository::fragments::{Dropped, FragmentLogEntry};
+use crate::repository::{Repository, fsio};
 use crate::tool::fragments::FragmentFile;
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use strata_catalog::{FragmentRow, names};
+use strata_catalog::{FragmentRow, Lsn, names};
 
 /// Every how many rounds databases without the extension are looked at.
 const RARE: u64 = 10;
@@ -44,6 +52,7 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct Known {
     fingerprint: Option<(i64, i64)>,
+    /// What the log has of the server's way, and has not as gone.
     logged: HashMap<(i64, String), FragmentLogEntry>,
     /// Fragments that could not be copied, so that each is said once.
     failed: HashMap<String, String>,
@@ -54,8 +63,25 @@ struct Known {
 #[derive(Default)]
 struct Watch {
     databases: HashMap<u32, Known>,
-    loaded: bool,
+    /// None when nothing is written, and as long as nothing was looked at.
+    way: Option<Way>,
     round: u64,
+}
+
+/// The way to the server's timeline.
+#[derive(Clone, Debug)]
+struct Way {
+    timeline: u32,
+    chain: Chain,
+    /// Its history was found.
+    known: bool,
+}
+
+impl Way {
+    /// Something that is gone was there no longer at this position, read from the server, and this time.
+    fn gone(&self, lsn: Lsn, at: Timestamp) -> Dropped {
+        Dropped { at, lsn, timeline: self.timeline }
+    }
 }
 
 /// Watches for ever. When `changed` says that a file appeared in the store, its row is looked for more often for a while.
@@ -104,10 +130,9 @@ impl Watch {
             return self.standby(shared, main).await;
         }
         let repository = shared.repository().await?;
-        if !self.loaded && !read_only {
-            self.load(&repository).await?;
+        if !read_only {
+            self.follow(shared, &repository, main).await?;
         }
-        let timeline = timeline(main).await?;
         let databases = server::databases(main).await?;
         let mut failed = None;
         for database in &databases {
@@ -115,7 +140,7 @@ impl Watch {
             if !known && !self.round.is_multiple_of(RARE) {
                 continue;
             }
-            if let Err(error) = self.database(shared, &repository, database, main, timeline).await {
+            if let Err(error) = self.database(shared, &repository, database, main).await {
                 match error.kind {
                     // Dropped meanwhile, or it refuses connections just now; the next round will tell.
                     ErrorKind::Connection => tracing::debug!("database \"{}\": {error}", database.name),
@@ -128,9 +153,7 @@ impl Watch {
                 }
             }
         }
-        if !read_only {
-            self.note_dropped_databases(&repository, main).await?;
-        }
+        self.note_dropped_databases(&repository, main).await?;
         self.round += 1;
         failed.map_or(Ok(()), Err)
     }
@@ -182,6 +205,7 @@ impl Watch {
 
     /// Notes that the fragments of databases that are gone are gone.
     async fn note_dropped_databases(&mut self, repository: &Repository, main: &Session) -> Result<()> {
+        let Some(way) = &self.way else { return Ok(()) };
         let logged: Vec<u32> =
             self.databases.iter().filter(|(_, known)| !known.logged.is_empty()).map(|(oid, _)| *oid).collect();
         let row = main
@@ -191,7 +215,7 @@ impl Watch {
                 &[&logged],
             )
             .await?;
-        let behind = Dropped { lsn: server::lsn(row.get(1)), at: row.get(2) };
+        let behind = way.gone(server::lsn(row.get(1)), row.get(2));
         for oid in row.get::<_, Vec<u32>>(0) {
             if let Some(mut known) = self.databases.remove(&oid) {
                 known.note_dropped(repository, &[], behind).await?;
@@ -200,16 +224,31 @@ impl Watch {
         Ok(())
     }
 
-    /// What an earlier agent logged: so that rows that went meanwhile are noticed.
-    async fn load(&mut self, repository: &Repository) -> Result<()> {
-        let repository = repository.clone();
-        for entry in blocking(move || repository.fragment_log()).await? {
-            if entry.dropped.is_none() {
-                let known = self.databases.entry(entry.database_oid).or_default();
-                known.logged.insert((entry.fragment.fragment_id, entry.fragment.hash.clone()), entry);
-            }
+    /// Sees to it that what is known is of the server's timeline.
+    async fn follow(&mut self, shared: &Shared, repository: &Repository, main: &Session) -> Result<()> {
+        let timeline = timeline(main).await?;
+        let before = self.way.take().filter(|way| way.timeline == timeline);
+        if before.as_ref().is_some_and(|way| way.known) {
+            self.way = before;
+            return Ok(());
         }
-        self.loaded = true;
+        let found = history(shared, repository, main, timeline).await?;
+        if found.is_none() && before.is_some() {
+            self.way = before;
+            return Ok(());
+        }
+        if found.is_none() {
+            tracing::warn!(
+                timeline,
+                "the history of the server's timeline is not found, so what is older in the fragment log is left alone"
+            );
+        }
+        let known = found.is_some();
+        let way = Way { timeline, chain: found.unwrap_or_else(|| Chain::unknown(timeline)), known };
+        self.databases = load(repository, &way.chain).await?;
+        self.way = Some(way);
+        // Each database is looked at.
+        self.round = 0;
         Ok(())
     }
 
@@ -219,7 +258,6 @@ impl Watch {
         repository: &Repository,
         database: &Database,
         main: &Session,
-        timeline: u32,
     ) -> Result<()> {
         let session = shared.conninfo.database(&database.name).connect().await?;
         if !server::has_catalog(&session).await? {
@@ -235,11 +273,10 @@ impl Watch {
         let rows = catalog::read_rows(&session).await?;
         drop(session);
         let row = main.query_one("SELECT pg_current_wal_insert_lsn(), clock_timestamp()", &[]).await?;
-        let behind = Dropped { lsn: server::lsn(row.get(0)), at: row.get(1) };
         known.bring_back(shared, repository, database, &rows).await?;
-        if !shared.config.repository.read_only {
-            known.keep(shared, repository, database, &rows, timeline).await?;
-            known.note_dropped(repository, &rows, behind).await?;
+        if let Some(way) = &self.way {
+            known.keep(shared, repository, database, &rows, &way.chain).await?;
+            known.note_dropped(repository, &rows, way.gone(server::lsn(row.get(0)), row.get(1))).await?;
         }
         known.fingerprint = Some(fingerprint);
         Ok(())
@@ -289,7 +326,7 @@ impl Known {
         repository: &Repository,
         database: &Database,
         rows: &[FragmentRow],
-        timeline: u32,
+        way: &Chain,
     ) -> Result<()> {
         if repository.tool().is_some() {
             // All at once, in as few runs of the tool as they fit in; one that fails is not started for each row.
@@ -311,18 +348,8 @@ impl Known {
             }
             let (repository, database, fragment, store) =
                 (repository.clone(), database.clone(), row.clone(), shared.store.clone());
-            let kept = blocking(move || {
-                let copied = catalog::keep(&repository, &database, &fragment, &store, timeline)?;
-                let entry = FragmentLogEntry {
-                    database_oid: database.oid,
-                    database: database.name,
-                    fragment,
-                    timeline,
-                    completed_at: Timestamp::now(),
-                    dropped: None,
-                };
-                Ok((copied, entry))
-            });
+            let way = way.clone();
+            let kept = blocking(move || catalog::keep(&repository, &database, &fragment, &store, &way));
             match kept.await {
                 Ok((copied, entry)) => {
                     tracing::info!(hash = row.hash, copied, "fragment logged");
@@ -342,8 +369,8 @@ impl Known {
             self.logged.keys().filter(|(id, hash)| !there.contains(&(*id, hash.as_str()))).cloned().collect();
         for key in gone {
             let Some(entry) = self.logged.remove(&key) else { continue };
-            let (repository, entry) = (repository.clone(), FragmentLogEntry { dropped: Some(behind), ..entry });
-            blocking(move || repository.log_dropped(&entry)).await?;
+            let repository = repository.clone();
+            blocking(move || repository.log_dropped(&entry, behind)).await?;
         }
         self.failed.retain(|hash, _| rows.iter().any(|row| row.hash == *hash));
         Ok(())
@@ -374,6 +401,48 @@ async fn timeline(session: &Session) -> Result<u32> {
     crate::wal::name::Segment::parse(&name)
         .map(|segment| segment.timeline)
         .ok_or_else(|| Error::new(ErrorKind::Postgres, format!("the server names its WAL segment \"{name}\"")))
+}
+
+/// The way to the server's timeline: as its own history file has it, else the archive's. None when neither is there, or can be read.
+async fn history(shared: &Shared, repository: &Repository, main: &Session, timeline: u32) -> Result<Option<Chain>> {
+    if timeline == 1 {
+        return Ok(Some(Chain::unknown(1)));
+    }
+    let data: PathBuf = match &shared.config.member.data_directory {
+        Some(data) => data.clone(),
+        None => ServerInfo::ask(main).await?.data_directory,
+    };
+    let repository = repository.clone();
+    blocking(move || {
+        let file = data.join("pg_wal").join(format!("{timeline:08X}.history"));
+        // The data directory may be somebody else's, or on another machine.
+        if let Ok(Some(content)) = fsio::read_optional(&file)
+            && let Ok(chain) = Chain::parse(timeline, &String::from_utf8_lossy(&content))
+        {
+            return Ok(Some(chain));
+        }
+        match Chain::read(&repository, timeline) {
+            Err(error) if error.kind == ErrorKind::Damaged => {
+                tracing::warn!("{error}");
+                Ok(None)
+            }
+            other => other,
+        }
+    })
+    .await
+}
+
+/// What an earlier agent logged of rows on the way that it has not seen to be gone there: so that those that went meanwhile are noticed.
+async fn load(repository: &Repository, way: &Chain) -> Result<HashMap<u32, Known>> {
+    let repository = repository.clone();
+    let mut databases: HashMap<u32, Known> = HashMap::new();
+    for entry in blocking(move || repository.fragment_log()).await? {
+        if entry.on(way) && entry.dropped_on(way).is_none() {
+            let known = databases.entry(entry.database_oid).or_default();
+            known.logged.insert((entry.fragment.fragment_id, entry.fragment.hash.clone()), entry);
+        }
+    }
+    Ok(databases)
 }
 
 /// Fetches all fragments of a server that was just recovered. Done when all are there, or when the server is gone.
@@ -438,3 +507,6 @@ fn server_alive(data: &Path) -> bool {
         .and_then(rustix::process::Pid::from_raw)
         .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use crate::error::{ErrorKind, Result};
 use crate::postgres::server::{self, Database};
 use crate::postgres::{Conninfo, Session};
 use crate::progress::Progress;
+use crate::recovery::timeline::Chain;
 use crate::repository::fragments::FragmentLogEntry;
 use crate::repository::manifest::FragmentRef;
 use crate::repository::objects::StoredObject;
@@ -142,37 +143,39 @@ pub fn files_of_store(store: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// Copies one fragment unless the repository has it, and logs it. Returns the bytes copied.
+/// Copies one fragment unless the repository has it, and logs it. `way` leads to the timeline of the server that has the row. Returns the bytes
+/// copied, and the entry.
 pub fn keep(
     repository: &Repository,
     database: &Database,
     row: &FragmentRow,
     store: &Path,
-    timeline: u32,
-) -> Result<u64> {
+    way: &Chain,
+) -> Result<(u64, FragmentLogEntry)> {
     let below = names::fragment_relative_path(database.oid, &row.hash).unwrap_or_default();
     // From the look at the repository until the log names the fragment, nobody may remove it.
     let _shared = repository.share_fragments()?;
     let copied = repository.put_fragment(&row.hash, &store.join(below))?;
-    repository.log_fragment(&FragmentLogEntry {
+    let entry = FragmentLogEntry {
         database_oid: database.oid,
         database: database.name.clone(),
         fragment: row.clone(),
-        timeline,
+        timeline: way.holding(row.created_lsn),
         completed_at: Timestamp::now(),
-        dropped: None,
-    })?;
-    Ok(copied)
+        dropped: Vec::new(),
+    };
+    repository.log_fragment(&entry)?;
+    Ok((copied, entry))
 }
 
 /// Copies the fragments that the repository does not have. Those that are not `needed` may be gone meanwhile: their rows
-/// were seen before the backup's end but not after.
+/// were seen before the backup's end but not after. `way` leads to the server's timeline.
 pub fn copy(
     repository: &Repository,
     all: &[DatabaseFragments],
     needed: impl Fn(u32, i64) -> bool,
     store: &Path,
-    timeline: u32,
+    way: &Chain,
     progress: &Progress,
 ) -> Result<FragmentsCopied> {
     let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);
@@ -192,8 +195,8 @@ pub fn copy(
                 created_lsn: row.created_lsn,
                 missing: false,
             };
-            match keep(repository, &one.database, row, store, timeline) {
-                Ok(bytes) => {
+            match keep(repository, &one.database, row, store, way) {
+                Ok((bytes, _)) => {
                     done.copied += u64::from(bytes > 0);
                     done.bytes_copied += bytes;
                     done.fragments.push(fragment);

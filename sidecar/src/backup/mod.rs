@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Conninfo, ServerInfo, Session, program, server};
 use crate::progress::Progress;
+use crate::recovery::timeline::Chain;
 use crate::repository::catalog::{BackupEntry, ThroughTool};
 use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Server};
@@ -409,8 +410,10 @@ impl Run<'_> {
                 }
                 _ => Sent::default(),
             };
+            // Its history was archived when the backup began.
+            let way = Chain::read(&repository, timeline)?.unwrap_or_else(|| Chain::unknown(timeline));
             let mut done =
-                fragments::copy(&repository, &all, |oid, id| needed.contains(&(oid, id)), &store, timeline, &progress)?;
+                fragments::copy(&repository, &all, |oid, id| needed.contains(&(oid, id)), &store, &way, &progress)?;
             fragments::copy_recent(&repository, &store, listed_at)?;
             let (count, bytes) = sent.copied();
             done.copied += count;

@@ -494,7 +494,7 @@ impl Planner<'_> {
     }
 
     /// The fragments that may be needed: those of the backup, and those that the log names between the backup and the
-    /// stop, without those whose row was seen to be gone before the stop.
+    /// stop, without those of which every row was seen to be gone before the stop.
     fn fragments(&self, backup: &BackupEntry, stop: &Stop) -> Result<Vec<FragmentRef>> {
         let manifest = self.view.manifest(backup)?;
         let mut all: BTreeMap<(u32, String), FragmentRef> = manifest
@@ -504,10 +504,11 @@ impl Planner<'_> {
         if matches!(self.request.target, Target::Backup(_) | Target::Immediate) {
             return Ok(all.into_values().collect());
         }
-        for entry in self.view.log()? {
+        // Several rows may name one fragment: one that is there keeps it, whichever others are gone.
+        let mut alive = BTreeMap::new();
+        for entry in self.view.log()?.iter().filter(|entry| entry.on(self.chain)) {
             let key = (entry.database_oid, entry.fragment.hash.clone());
-            // A drop behind the point where the way left the entry's timeline may have happened on another branch.
-            let dropped = entry.dropped.filter(|dropped| self.chain.contains(entry.timeline, dropped.lsn));
+            let dropped = entry.dropped_on(self.chain);
             let (created, gone) = match stop.at {
                 StopAt::Lsn(lsn) => {
                     (entry.fragment.created_lsn <= lsn, dropped.is_some_and(|dropped| dropped.lsn <= lsn))
@@ -517,11 +518,10 @@ impl Planner<'_> {
                 }
                 StopAt::Consistent => (false, false),
             };
-            let on_way = self.chain.contains(entry.timeline, entry.fragment.created_lsn);
-            if gone && on_way {
+            if gone {
                 all.remove(&key);
-            } else if created && on_way && dropped.is_none_or(|dropped| dropped.lsn > backup.start_lsn) {
-                all.entry(key).or_insert_with(|| FragmentRef {
+            } else if created && dropped.is_none_or(|dropped| dropped.lsn > backup.start_lsn) {
+                alive.entry(key).or_insert_with(|| FragmentRef {
                     database_oid: entry.database_oid,
                     database: entry.database.clone(),
                     relation: entry.fragment.relation.clone(),
@@ -533,6 +533,9 @@ impl Planner<'_> {
                     missing: false,
                 });
             }
+        }
+        for (key, fragment) in alive {
+            all.entry(key).or_insert(fragment);
         }
         Ok(all.into_values().collect())
     }

@@ -24,7 +24,7 @@ impl Chain {
     /// Reads the way to a timeline from the repository. None when its history is not there.
     pub fn read(repository: &Repository, timeline: u32) -> Result<Option<Self>> {
         if timeline == 1 {
-            return Ok(Some(Self::parse(1, "").unwrap_or_else(|_| Self(Vec::new()))));
+            return Ok(Some(Self::unknown(1)));
         }
         let name = format!("{timeline:08X}.history");
         match repository.read_wal(&name)? {
@@ -75,6 +75,18 @@ impl Chain {
         Segment::numbered(timeline, number, segment_size)
     }
 
+    /// The way to a timeline of which nothing is known but itself.
+    pub fn unknown(timeline: u32) -> Self {
+        Self(vec![Stretch { timeline, begin: Lsn(0), end: None }])
+    }
+
+    /// The timeline on which something was written at a position of the way. What a server writes on a new timeline lies behind its
+    /// beginning: the first record there is its own.
+    pub fn holding(&self, lsn: Lsn) -> u32 {
+        let newest = self.0.iter().rev().find(|stretch| stretch.begin < lsn);
+        newest.or(self.0.first()).map_or(1, |stretch| stretch.timeline)
+    }
+
     /// True when a position on a timeline is on the way.
     pub fn contains(&self, timeline: u32, lsn: Lsn) -> bool {
         self.stretch(timeline).is_some_and(|stretch| stretch.end.is_none_or(|end| lsn <= end))
@@ -100,6 +112,9 @@ mod tests {
         assert!(!chain.contains(1, Lsn(0x3000101)));
         assert!(!chain.contains(3, Lsn(1)));
         assert!(chain.contains(4, Lsn(u64::MAX)));
+        let holders: Vec<u32> =
+            [0, 0x3000100, 0x3000101, 0x5000000, u64::MAX].iter().map(|lsn| chain.holding(Lsn(*lsn))).collect();
+        assert_eq!(holders, [1, 1, 2, 2, 4]);
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Missing {
         for entry in view.log()? {
             if !view.has_fragment(&entry.fragment.hash)? {
                 moments.insert(entry.fragment.created_lsn, entry.fragment.created_at);
-                moments.extend(entry.dropped.map(|dropped| (dropped.lsn, dropped.at)));
+                moments.extend(entry.dropped.iter().map(|dropped| (dropped.lsn, dropped.at)));
             }
         }
         Ok(Self(moments.into_iter().collect()))

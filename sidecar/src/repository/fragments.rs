@@ -2,14 +2,22 @@
 //!
 //! A fragment is stored under its content hash, once for the whole system: members that share a fragment share the copy. With a third-party
 //! tool, it is the tool that holds it (see [`super::objects`]); whoever asks here for a fragment does not see the difference.
-//! Each member's fragment log has a sealed document for each fragment that its catalogs named, which says what the
-//! fragment belongs to and since when, and, once its row was seen to be gone, until when.
+//! Each member's fragment log has a sealed document for each row of its catalogs that named a fragment, which says what the
+//! fragment belongs to and since when, and, once the row was seen to be gone, until when.
+//!
+//! **Timelines.** A recovery to an earlier moment makes a branch, and the branch that was left can be recovered as before. A position means
+//! something on its timeline only, so both ends of a row's life say theirs. A row's `timeline` is the one on which it was written, not the one
+//! on which somebody saw it. It may have gone on one branch and be there still on another, so it has as many ends as there are branches on which it was seen to
+//! be gone: `dropped` lists them. Whoever follows a way asks [`FragmentLogEntry::on`] and [`FragmentLogEntry::dropped_on`]; an end on
+//! another branch says nothing there. Number, content and timeline together name a row: a server that was recovered may give the same number to
+//! the same content again.
 
 use super::Repository;
 use super::fsio::{self, Published};
 use super::storage::Listed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
+use crate::recovery::timeline::Chain;
 use crate::tool::fragments::FragmentFile;
 use crate::tool::{self, Tool};
 use jiff::Timestamp;
@@ -31,13 +39,25 @@ pub struct FragmentLogEntry {
     /// The row of `strata.fragment`.
     #[serde(flatten)]
     pub fragment: FragmentRow,
-    /// The timeline that the server was on.
+    /// The timeline on which the row was written.
     pub timeline: u32,
     /// When the fragment was durable in the repository.
     pub completed_at: Timestamp,
-    /// When the row was first seen to be gone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dropped: Option<Dropped>,
+    /// When the row was first seen to be gone, on each branch on which it was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<Dropped>,
+}
+
+impl FragmentLogEntry {
+    /// True when the row was written on the way.
+    pub fn on(&self, way: &Chain) -> bool {
+        way.contains(self.timeline, self.fragment.created_lsn)
+    }
+
+    /// When the row was seen to be gone on the way; none when it may be there.
+    pub fn dropped_on(&self, way: &Chain) -> Option<Dropped> {
+        self.dropped.iter().filter(|end| way.contains(end.timeline, end.lsn)).min_by_key(|end| end.lsn).copied()
+    }
 }
 
 /// When a fragment's row was first seen to be gone.
@@ -47,6 +67,8 @@ pub struct Dropped {
     pub at: Timestamp,
     /// Where the WAL stood then.
     pub lsn: Lsn,
+    /// The timeline that the server was on then.
+    pub timeline: u32,
 }
 
 /// What [`Repository::repair_fragment`] did.
@@ -197,11 +219,11 @@ impl Repository {
     }
 
     fn fragment_log_path(&self, entry: &FragmentLogEntry) -> PathBuf {
-        let name = format!("{}-{}.json", entry.fragment.hash, entry.fragment.fragment_id);
+        let name = format!("{}-{}-{:08X}.json", entry.fragment.hash, entry.fragment.fragment_id, entry.timeline);
         self.fragment_log_dir().join(entry.database_oid.to_string()).join(name)
     }
 
-    /// Adds an entry to the fragment log unless it is there.
+    /// Adds an entry to the fragment log unless one of the same row is there, which stays as it is.
     pub fn log_fragment(&self, entry: &FragmentLogEntry) -> Result<Published> {
         self.writable()?;
         let path = self.fragment_log_path(entry);
@@ -212,10 +234,17 @@ impl Repository {
         self.storage().write_new_sealed(&path, entry)
     }
 
-    /// Notes in the fragment log that a fragment's row is gone.
-    pub fn log_dropped(&self, entry: &FragmentLogEntry) -> Result<()> {
+    /// Notes in the fragment log that the row of an entry is gone. What the log says of it otherwise stays.
+    pub fn log_dropped(&self, entry: &FragmentLogEntry, dropped: Dropped) -> Result<()> {
         self.writable()?;
-        self.storage().write_sealed(&self.fragment_log_path(entry), entry)
+        let path = self.fragment_log_path(entry);
+        let mut known = match self.storage().read_sealed::<FragmentLogEntry>(&path) {
+            Ok(known) => known.unwrap_or_else(|| entry.clone()),
+            Err(error) if error.kind == ErrorKind::Damaged => entry.clone(),
+            Err(error) => return Err(error),
+        };
+        known.dropped.push(dropped);
+        self.storage().write_sealed(&path, &known)
     }
 
     /// The paths of the fragment log's entries.

@@ -12,12 +12,12 @@
 //!                       catalog/ID.json                 one entry a complete backup: the truth
 //!                       backups/ID/manifest.json, *.pack
 //!                       wal/<timeline>/<name>.zst       segments; wal/<timeline>.history.zst
-//!                       fragment-log/<database>/<hash>-<id>.json
+//!                       fragment-log/<database>/<hash>-<id>-<timeline>.json
 //! systems/SYSTEM/objects/NAME.json                      what a third-party tool holds (see [`objects`])
 //! ```
 //!
 //! Promises. A file with its final name is whole and durable. Nothing that is published is overwritten, except the
-//! `dropped` note in an entry of the fragment log, the notes about what was removed on purpose ([`expired`]), and the documents of what a tool holds. A backup exists iff its catalog entry does; the entry is written last.
+//! `dropped` notes in an entry of the fragment log, the notes about what was removed on purpose ([`expired`]), and the documents of what a tool holds. A backup exists iff its catalog entry does; the entry is written last.
 //! So a process may die anywhere: what it leaves are files with temporary names and a backup folder without an entry,
 //! and the next backup removes both.
 

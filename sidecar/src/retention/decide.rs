@@ -84,6 +84,8 @@ pub struct Decision {
     pub wal: Vec<KeptWal>,
     /// History files from this timeline on are kept.
     pub first_timeline: u32,
+    /// The newest timeline.
+    pub newest: u32,
 }
 
 fn before(now: Timestamp, age: Duration) -> Timestamp {
@@ -94,7 +96,7 @@ fn before(now: Timestamp, age: Duration) -> Timestamp {
 /// Decides.
 pub fn decide(rules: &RetentionConfig, facts: &Facts) -> Decision {
     let newest = facts.timelines.iter().map(|one| one.timeline).max().unwrap_or(1);
-    let mut decider = Decider { facts, newest, decision: Decision::default() };
+    let mut decider = Decider { facts, newest, decision: Decision { newest, ..Decision::default() } };
     decider.rules(rules);
     match rules.recovery_window {
         Some(window) => decider.window(before(facts.now, window)),
@@ -294,14 +296,16 @@ impl Decision {
     /// Why an entry of the fragment log is kept; none when no kept moment needs it. Fragments that the manifests of kept backups
     /// name are not looked at here.
     pub fn why_entry(&self, entry: &FragmentLogEntry) -> Option<String> {
-        let Some(dropped) = entry.dropped else { return Some("it is in use, as far as the log knows".to_owned()) };
+        let newest = self.ways.iter().find(|way| way.timeline == self.newest).and_then(|way| way.chain.as_ref());
+        // On a branch that was left nobody sees any more what goes there: then its kept moments decide, like those of any other.
+        let left = newest.is_some_and(|newest| !entry.on(newest)) && entry.timeline < self.newest;
+        if !left && entry.dropped.is_empty() {
+            return Some("it is in use, as far as the log knows".to_owned());
+        }
         let needs = |way: &&Way| match &way.chain {
             None => true,
-            // As a plan has it: a drop behind the point where the way left the entry's timeline happened on another branch.
-            Some(chain) => {
-                chain.contains(entry.timeline, entry.fragment.created_lsn)
-                    && (!chain.contains(entry.timeline, dropped.lsn) || dropped.lsn > way.start)
-            }
+            // As a plan has it.
+            Some(chain) => entry.on(chain) && entry.dropped_on(chain).is_none_or(|dropped| dropped.lsn > way.start),
         };
         self.ways.iter().find(needs).map(|way| match &way.backup {
             Some(backup) => format!("moments of timeline {} behind backup {backup}", way.timeline),

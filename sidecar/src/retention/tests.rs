@@ -85,6 +85,40 @@ fn the_last_good_backup_stays_whatever_its_age() {
 }
 
 #[test]
+fn a_fragment_of_a_branch_that_was_left_stays_for_its_moments_and_no_longer() {
+    let archive = Archive::new();
+    for number in 1..=8 {
+        archive.wal(1, number, number as i64 * 10);
+    }
+    archive.put("00000002.history", format!("1\t{}\tx\n", Lsn(6 * SIZE + 100)).as_bytes());
+    for number in 6..=8 {
+        archive.wal(2, number, 100 + number as i64 * 10);
+    }
+    archive.backup(1, 2, 20);
+    archive.backup(1, 7, 71);
+    archive.backup(2, 7, 172);
+    // Made on timeline 1 behind the point where timeline 2 left it: nobody will see it go. The other is said to be gone on timeline 2.
+    let hashes = [fragment(&archive, 1, 1, 7 * SIZE + 500, None), fragment(&archive, 2, 1, 5 * SIZE, None)];
+    // In use by the server, since before the branch and behind it.
+    let used = [fragment(&archive, 3, 1, 5 * SIZE, None), fragment(&archive, 4, 2, 7 * SIZE + 500, None)];
+    let log = archive.repository.fragment_log().unwrap();
+    let second = log.iter().find(|entry| entry.fragment.hash == hashes[1]).unwrap();
+    archive.repository.log_dropped(second, Dropped { at: time(165), lsn: Lsn(6 * SIZE + 300), timeline: 2 }).unwrap();
+    let wanted = |hash: &String| {
+        let plan = archive.plan_on(Target::Lsn(commit_at(8)), Some(1)).unwrap();
+        plan.require_complete().is_ok() && plan.fragment_list.iter().any(|one| one.hash == *hash)
+    };
+    assert!(hashes.iter().all(wanted));
+    expire(&archive, "recovery_window = \"120s\"", 195);
+    assert!(hashes.iter().all(wanted));
+    expire(&archive, "keep_backups = 1", 195);
+    let there = |hash: &String| archive.repository.has_fragment(hash).unwrap();
+    assert!(!hashes.iter().any(there), "timeline 1 is not kept any more");
+    assert!(used.iter().all(there));
+    assert_eq!(archive.repository.fragment_log().unwrap().len(), 2);
+}
+
+#[test]
 fn a_backup_that_cannot_be_recovered_does_not_count() {
     let (archive, ids) = usual();
     let lost = Segment::numbered(1, 10, SIZE);
@@ -159,12 +193,11 @@ fn fragment(archive: &Archive, seed: u64, timeline: u32, created: u64, dropped: 
         },
         timeline,
         completed_at: second(created),
-        dropped: None,
+        dropped: Vec::new(),
     };
     archive.repository.log_fragment(&entry).unwrap();
     if let Some(lsn) = dropped {
-        let dropped = Some(Dropped { at: second(lsn), lsn: Lsn(lsn) });
-        archive.repository.log_dropped(&FragmentLogEntry { dropped, ..entry }).unwrap();
+        archive.repository.log_dropped(&entry, Dropped { at: second(lsn), lsn: Lsn(lsn), timeline }).unwrap();
     }
     hash
 }

@@ -9,12 +9,15 @@ use super::Tool;
 use super::run::Outcome;
 use crate::config::tool::Operation;
 use crate::error::{Error, ErrorKind, Result};
+use crate::recovery::timeline::Chain;
 use crate::repository::Repository;
-use crate::repository::fragments::FragmentLogEntry;
+use crate::repository::catalog::BackupEntry;
+use crate::repository::fragments::{Dropped, FragmentLogEntry};
 use crate::repository::objects::{ObjectKind, ObjectState, StoredObject};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use strata_catalog::Lsn;
 
 /// An object of fragments stays for so long after it was stored, whatever names them: a fragment goes through the tool before its
 /// transaction commits, and its entry in the log comes after that.
@@ -242,17 +245,35 @@ fn needed_fragments(repository: &Repository, without: Option<&str>) -> Result<Ha
         if let Some(error) = damaged.into_iter().next() {
             return Err(error.with_hint("Nothing is forgotten as long as it is not known what that backup needs."));
         }
-        let mut earliest = None;
-        for entry in entries.iter().filter(|entry| !own || Some(entry.id.as_str()) != without) {
+        let staying: Vec<_> = entries.into_iter().filter(|entry| !own || Some(entry.id.as_str()) != without).collect();
+        for entry in &staying {
             let manifest = other.manifest(&entry.id, &entry.manifest_blake3)?;
             needed.extend(manifest.fragments.into_iter().map(|fragment| fragment.hash));
-            earliest = Some(earliest.map_or(entry.start_lsn, |lsn| entry.start_lsn.min(lsn)));
+        }
+        // On each timeline, what a recovery from the oldest backup on its way can come to.
+        let timelines: BTreeSet<u32> =
+            other.wal_timelines()?.into_iter().chain(staying.iter().map(|entry| entry.timeline)).collect();
+        let mut ways = Vec::new();
+        for timeline in timelines {
+            // What a timeline without a history needs is not known.
+            let chain = Chain::read(&other, timeline)?;
+            let on_way = |entry: &&BackupEntry| {
+                chain.as_ref().is_none_or(|chain| chain.contains(entry.timeline, entry.stop_lsn))
+            };
+            let earliest = staying.iter().filter(on_way).map(|entry| entry.start_lsn).min();
+            ways.push((chain, earliest));
         }
         for path in other.fragment_log_paths()? {
             // One that cannot be read may be what needs a fragment.
             let entry: FragmentLogEntry = repository.storage().read_sealed_required(&path)?;
-            let gone = entry.dropped.is_some_and(|dropped| earliest.is_none_or(|earliest| dropped.lsn < earliest));
-            if !gone {
+            let needs = |(chain, earliest): &(Option<Chain>, Option<Lsn>)| match chain {
+                None => true,
+                Some(chain) => {
+                    let reached = |dropped: Dropped| earliest.is_some_and(|earliest| dropped.lsn >= earliest);
+                    entry.on(chain) && entry.dropped_on(chain).is_none_or(reached)
+                }
+            };
+            if entry.dropped.is_empty() || ways.iter().any(needs) {
                 needed.insert(entry.fragment.hash);
             }
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Config;
+use crate::repository::fragments::{Dropped, FragmentLogEntry};
 use crate::repository::manifest::{Manifest, Server};
 use crate::repository::walstore::{self, WalNote};
 use crate::repository::{FORMAT, Identity, fsio};
@@ -266,13 +267,13 @@ fn a_fragment_that_was_dropped_on_another_branch_is_still_wanted() {
             created_at: time(55),
             created_lsn: Lsn(5 * SIZE + 500),
         };
-        let entry = crate::repository::fragments::FragmentLogEntry {
+        let entry = FragmentLogEntry {
             database_oid: 5,
             database: "d".into(),
             fragment,
             timeline: 1,
             completed_at: time(55),
-            dropped: Some(crate::repository::fragments::Dropped { at: time(75), lsn: Lsn(dropped) }),
+            dropped: vec![Dropped { at: time(75), lsn: Lsn(dropped), timeline: 1 }],
         };
         archive.repository.log_fragment(&entry).unwrap();
     };
@@ -284,6 +285,58 @@ fn a_fragment_that_was_dropped_on_another_branch_is_still_wanted() {
     };
     assert_eq!(wanted(1), Vec::<String>::new());
     assert_eq!(wanted(2), ["b".repeat(64)]);
+}
+
+#[test]
+fn a_row_that_is_gone_takes_no_fragment_from_another_that_is_there() {
+    let entry = |id: i64, created: u64| FragmentLogEntry {
+        database_oid: 5,
+        database: "d".into(),
+        fragment: strata_catalog::FragmentRow {
+            fragment_id: id,
+            relid: 1,
+            relation: None,
+            hash: "a".repeat(64),
+            row_count: 1,
+            bytes: 1,
+            created_at: time(15),
+            created_lsn: Lsn(created),
+        },
+        timeline: 1,
+        completed_at: time(15),
+        dropped: Vec::new(),
+    };
+    let gone = Dropped { at: time(65), lsn: Lsn(6 * SIZE + 50), timeline: 1 };
+    // In the backup or not, and whichever of the two is gone.
+    for (manifest, first) in [(true, true), (true, false), (false, true), (false, false)] {
+        let archive = Archive::new();
+        for number in 1..=8 {
+            archive.wal(1, number, number as i64 * 10);
+        }
+        let created = if manifest { SIZE } else { 3 * SIZE };
+        let rows = [entry(1, created), entry(2, created + 8)];
+        let named = manifest.then(|| FragmentRef {
+            database_oid: 5,
+            database: "d".into(),
+            relation: None,
+            hash: "a".repeat(64),
+            bytes: 1,
+            rows: 1,
+            created_at: time(15),
+            created_lsn: Lsn(created),
+            missing: false,
+        });
+        archive.backup_with(1, 2, 20, named.into_iter().collect());
+        for row in &rows {
+            archive.repository.log_fragment(row).unwrap();
+        }
+        let wanted = |target| archive.plan(target).unwrap().fragment_list.len();
+        let (dropped, left) = if first { (&rows[0], &rows[1]) } else { (&rows[1], &rows[0]) };
+        archive.repository.log_dropped(dropped, gone).unwrap();
+        assert_eq!((wanted(Target::Latest), wanted(Target::Time(time(75)))), (1, 1), "{manifest} {first}");
+        archive.repository.log_dropped(left, gone).unwrap();
+        assert_eq!((wanted(Target::Latest), wanted(Target::Lsn(commit_at(5)))), (0, 1), "{manifest} {first}");
+    }
 }
 
 #[test]
