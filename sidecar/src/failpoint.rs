@@ -19,6 +19,12 @@ pub const EXPIRE_LOG: &str = "expire:log";
 pub const EXPIRE_FRAGMENT: &str = "expire:fragment";
 /// Everything is removed, and the note of it is still there.
 pub const EXPIRE_REMOVED: &str = "expire:removed";
+/// A recovery's hot data and `backup_label` are there, and no configuration yet.
+pub const RECOVER_LABEL: &str = "recover:label";
+/// A recovery's `postgresql.auto.conf` is written.
+pub const RECOVER_CONFIGURED: &str = "recover:configured";
+/// A recovery's directory has everything, `recovery.signal` too, and is not started.
+pub const RECOVER_ARMED: &str = "recover:armed";
 /// A drill's scratch server is open.
 pub const DRILL_OPEN: &str = "drill:open";
 /// A drill's scratch server is checked and not yet removed.

@@ -111,3 +111,45 @@ fn archived_wal_is_never_overwritten() {
     common::flip(&archived);
     server.run(&["wal", "fetch", &name, target.to_str().unwrap()]).failed(6, &name);
 }
+
+#[test]
+fn a_recovery_that_is_killed_leaves_nothing_that_opens_as_the_old_server() {
+    let server = filled();
+    // With these lines a directory that is started too early would fetch the log and archive as the old server.
+    let fetch = format!("{} --config {} wal fetch %f %p", server.program().display(), server.config.display());
+    server.sql(&format!("ALTER SYSTEM SET restore_command = '{fetch}'"));
+    server.sql("ALTER SYSTEM SET archive_mode = 'on'");
+    server.json(&["backup"]);
+    server.sql("DELETE FROM t WHERE id % 3 = 0");
+    server.archive();
+    let digest = server.sql("SELECT count(*), sum(hashtext(v)) FROM t");
+    server.down();
+    for (point, opens) in [("recover:label", false), ("recover:configured", false), ("recover:armed", true)] {
+        let port = common::free_port();
+        let back =
+            common::Recovered { dir: server.dir.join(point.replace(':', "-")), sockets: server.dir.clone(), port };
+        let (into, port) = (back.dir.display().to_string(), port.to_string());
+        let args = ["recover", "--to", "latest", "--into", &into, "--port", &port];
+        let said = server.command(&args).env("STRATA_FAILPOINT", point).stdin(Stdio::null()).output().unwrap();
+        assert_ne!(said.status.code(), Some(0), "{point}: {said:?}");
+        let log = back.dir.with_extension("log");
+        let started = common::as_user(common::bin().join("pg_ctl"))
+            .args(["start", "-w", "-s", "-t", "60", "-D", &into, "-l"])
+            .arg(&log)
+            .args(["-o", &format!("-p {port}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        assert_eq!(started.success(), opens, "{point}: {text}");
+        if opens {
+            wait_for("the end of the recovery", || back.sql("SELECT pg_is_in_recovery()") == "f");
+            assert_eq!(back.sql("SHOW archive_mode"), "off");
+            assert_eq!(back.sql("SELECT count(*), sum(hashtext(v)) FROM t"), digest);
+        } else {
+            assert!(text.contains("checkpoint record"), "{point}: {text}");
+            server.run(&args).failed(1, "is not empty");
+        }
+    }
+}

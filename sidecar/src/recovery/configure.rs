@@ -5,6 +5,10 @@
 //! store for the agent. Archiving is off in a recovered server, so that two servers never archive as the same member;
 //! `repository.read_only` in the new `strata.toml` says the same to the sidecar.
 //!
+//! **Order.** `recovery.signal` comes last, when all else is durable ([`arm`]). Until then the directory has `backup_label` and no WAL, and
+//! without the signal PostgreSQL fetches none: it does not open. So a recovery that dies anywhere leaves no directory that opens short of the target, or
+//! with the old server's `restore_command` and `archive_mode`. Each file is replaced as a whole.
+//!
 //! Some distributions keep `postgresql.conf` and `pg_hba.conf` outside the data directory, so a backup does not have
 //! them. Then minimal ones are written: the settings that the server had from its files, without those that belong to
 //! the old place, and access for the operating system user over the Unix socket only. Settings that would lead a server
@@ -12,8 +16,10 @@
 
 use super::ending::Action;
 use super::plan::StopAt;
+use super::restore::{self, TablespacePlace};
 use crate::config::Config;
 use crate::error::{AtPath, Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::repository::fsio;
 use crate::repository::manifest::Manifest;
 use std::fs::OpenOptions;
@@ -51,13 +57,23 @@ pub struct Stop {
     pub action: Action,
 }
 
-/// Writes a file with these permissions, in place of what is there.
+/// Writes a file with these permissions, in place of what is there. Its name is durable when its directory is synchronized.
 fn write(path: &Path, mode: u32, content: impl AsRef<[u8]>) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.strata.tmp"));
     let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).at("create", path)?;
-    // A file that was there keeps its own mode otherwise, and a conninfo may hold a password.
-    file.set_permissions(std::fs::Permissions::from_mode(mode)).at("set the permissions of", path)?;
-    file.write_all(content.as_ref()).and_then(|()| file.sync_all()).at("write", path)
+        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside).at("create", &aside)?;
+    // One that was left there keeps its own mode otherwise, and a conninfo may hold a password.
+    file.set_permissions(std::fs::Permissions::from_mode(mode)).at("set the permissions of", &aside)?;
+    file.write_all(content.as_ref()).and_then(|()| file.sync_all()).at("write", &aside)?;
+    std::fs::rename(&aside, path).at("rename a file to", path)
+}
+
+/// Makes a directory that has everything else one that recovers when it is started.
+pub fn arm(place: &NewPlace, tablespaces: &[TablespacePlace]) -> Result<()> {
+    restore::sync_all(&place.data, tablespaces)?;
+    write(&place.data.join("recovery.signal"), 0o600, "")?;
+    fsio::fsync_dir(&place.data)
 }
 
 /// A text as a value in a PostgreSQL configuration file.
@@ -115,7 +131,7 @@ fn without_old_place(text: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// Writes everything that the recovered server needs. Returns the path of its `strata.toml`.
+/// Writes everything that the recovered server needs, but for what [`arm`] does. Returns the path of its `strata.toml`.
 pub fn write_all(
     config: &Config,
     manifest: &Manifest,
@@ -132,7 +148,7 @@ pub fn write_all(
     if standby.exists() {
         std::fs::remove_file(&standby).at("remove", &standby)?;
     }
-    write(&data.join("recovery.signal"), 0o600, "")?;
+    failpoint::hit(failpoint::RECOVER_LABEL);
 
     let conf = data.join("postgresql.conf");
     match fsio::read_optional(&conf)? {
@@ -184,6 +200,7 @@ pub fn write_all(
     let auto = data.join("postgresql.auto.conf");
     let old = fsio::read_optional(&auto)?.unwrap_or_default();
     write(&auto, 0o600, auto_conf(&old, &settings))?;
+    failpoint::hit(failpoint::RECOVER_CONFIGURED);
     // The recovery itself needs this file; the connection is known only when the server's settings are settled.
     write_strata_toml(config, place, "", &toml)?;
     Ok(toml)

@@ -11,7 +11,7 @@
 //!
 //! Promises. Nothing is written before the plan is complete. The directory that is named is absent or empty, or, when that is asked for
 //! ([`delta`]), that of the same cluster; no running
-//! server is touched. The server opens at the target or not at all. It opens with archiving off. Fragments that a query
+//! server is touched. The server opens at the target or not at all, whatever dies meanwhile ([`configure`]). It opens with archiving off. Fragments that a query
 //! touches before they were fetched come on demand; `full` waits for all of them. What could not be fetched is named. Once it
 //! is open, nothing of the target stays in its configuration.
 
@@ -33,6 +33,7 @@ pub mod window;
 use crate::backup::blocking;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::postgres::{Conninfo, program};
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -208,9 +209,10 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     let lock = Listener::bind(&names::default_socket(&store))?;
 
     let manifest = Arc::new(manifest);
-    let (toml, delta) = lay_out(config, &repository, &manifest, &place, tablespaces, &plan, workers, request, progress)
-        .await
-        .map_err(|error| half_done(error, &into))?;
+    let (toml, delta) =
+        lay_out(config, &repository, &manifest, &place, &tablespaces, &plan, workers, request, progress)
+            .await
+            .map_err(|error| half_done(error, &into))?;
     let seconds_to_restore = began.elapsed().as_secs_f64();
     let (directory, port) = {
         let (place, start) = (place.clone(), request.start);
@@ -222,6 +224,11 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     };
     let conninfo = conninfo.moved(&directory, port);
     configure::write_strata_toml(config, &place, &conninfo.text(), &toml)?;
+    {
+        let place = place.clone();
+        blocking(move || configure::arm(&place, &tablespaces)).await.map_err(|error| half_done(error, &into))?;
+    }
+    failpoint::hit(failpoint::RECOVER_ARMED);
     let mut recovered = Recovered {
         into: into.clone(),
         store: store.clone(),
@@ -392,15 +399,15 @@ async fn lay_out(
     repository: &Repository,
     manifest: &Arc<Manifest>,
     place: &NewPlace,
-    tablespaces: Vec<restore::TablespacePlace>,
+    tablespaces: &[restore::TablespacePlace],
     plan: &Plan,
     workers: usize,
     request: &RecoverRequest,
     progress: &Progress,
 ) -> Result<(PathBuf, Option<DeltaReport>)> {
     let (config, repository, manifest) = (config.clone(), repository.clone(), manifest.clone());
-    let (place, progress) = (place.clone(), progress.clone());
-    let (start, delta) = (request.start, request.delta);
+    let (place, progress, tablespaces) = (place.clone(), progress.clone(), tablespaces.to_vec());
+    let delta = request.delta;
     let stop =
         configure::Stop { timeline: plan.timeline, at: plan.stop, inclusive: plan.inclusive, action: request.action };
     blocking(move || {
@@ -414,9 +421,6 @@ async fn lay_out(
         let toml = configure::write_all(&config, &manifest, &place, &map, stop)?;
         if delta {
             delta::release(&place.data)?;
-        }
-        if !start {
-            restore::sync_all(&place.data, &tablespaces)?;
         }
         Ok((toml, kept.map(|kept| kept.report(&manifest))))
     })
