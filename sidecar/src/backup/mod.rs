@@ -76,15 +76,16 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
     check(config, &info, &data_directory)?;
     let repository = Repository::open_or_create(config)?;
     repository.claim(&Identity { system_identifier: info.system_identifier, segment_size: info.segment_size })?;
-    let lock = lock(&repository).await?;
-    {
+    let lock = {
         let repository = repository.clone();
         blocking(move || {
+            let lock = repository.wait_for_backup_lock()?;
             clear_interrupted(&repository)?;
-            through_tool::prepare(&repository)
+            through_tool::prepare(&repository)?;
+            Ok(lock)
         })
-        .await?;
-    }
+        .await?
+    };
     let mirrored = record::has_jobs(&session).await;
     if mirrored && let Err(error) = record::fail_interrupted(&session, &config.system, &config.member.name).await {
         tracing::warn!("interrupted backups are not marked in strata.backup: {error}");
@@ -151,20 +152,6 @@ async fn expire(
         Err(error) => {
             tracing::error!("the backup is complete, but nothing, or not all, was expired: {}", error.full_text());
             Some(serde_json::json!({"error": error.full_text()}))
-        }
-    }
-}
-
-/// Takes the backup lock. An agent that starts holds it for a moment, so it is tried again for a moment.
-async fn lock(repository: &Repository) -> Result<Lock> {
-    let mut tries = 0;
-    loop {
-        match repository.lock_backup() {
-            Err(error) if error.kind == ErrorKind::Locked && tries < 20 => {
-                tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-            other => return other,
         }
     }
 }

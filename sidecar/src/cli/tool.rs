@@ -55,7 +55,7 @@ pub async fn run(command: &Command, config: &dyn Fn() -> Result<Config>, out: &O
         Command::Check => {
             let tried = with_tool(config()?, |repository, tool| {
                 // A backup that begins forgets what is not of a backup.
-                let _lock = repository.lock_backup()?;
+                let _lock = repository.wait_for_backup_lock()?;
                 trial::run(repository, tool)
             })
             .await?;
@@ -78,7 +78,7 @@ pub async fn run(command: &Command, config: &dyn Fn() -> Result<Config>, out: &O
         Command::Forget { id, last } => {
             let (id, last) = (id.clone(), *last);
             let done = with_tool(config()?, move |repository, tool| {
-                let _lock = repository.lock_backup()?;
+                let _lock = repository.wait_for_backup_lock()?;
                 upkeep::clear(repository, tool)?;
                 upkeep::forget_backup(repository, tool, &id, last)
             })

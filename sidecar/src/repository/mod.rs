@@ -45,10 +45,14 @@ use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use storage::Storage;
 
 /// The version of the layout that this program writes and reads.
 pub const FORMAT: u32 = 1;
+
+/// How long an agent that begins may hold the backup lock.
+const AGENT_BEGINS: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct RepositoryFile {
@@ -238,6 +242,19 @@ impl Repository {
     pub fn lock_backup(&self) -> Result<lock::Lock> {
         let what = format!("backups of member \"{}\" of system \"{}\"", self.member, self.system);
         self.storage.lock(&self.member_dir().join("backup.lock"), &what)
+    }
+
+    /// Takes the same lock for a command. An agent that starts holds it for a moment, so it is tried again for a moment.
+    pub fn wait_for_backup_lock(&self) -> Result<lock::Lock> {
+        let began = Instant::now();
+        loop {
+            match self.lock_backup() {
+                Err(error) if error.kind == ErrorKind::Locked && began.elapsed() < AGENT_BEGINS => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                other => return other,
+            }
+        }
     }
 
     fn fragment_lock(&self) -> PathBuf {

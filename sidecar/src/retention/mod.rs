@@ -71,7 +71,7 @@ pub fn run(config: &Config, request: &ExpireRequest, progress: &Progress) -> Res
     }
     repository.writable()?;
     repository.require_user()?;
-    let lock = repository.lock_backup()?;
+    let lock = repository.wait_for_backup_lock()?;
     locked(config, &repository, request, &lock, progress)
 }
 
@@ -244,7 +244,7 @@ fn fragments(config: &Config, repository: &Repository, request: &ExpireRequest, 
 }
 
 /// The lock of the fragments, exclusively. Copies in progress are waited for.
-fn lock_fragments(repository: &Repository) -> Result<Lock> {
+pub(crate) fn lock_fragments(repository: &Repository) -> Result<Lock> {
     let began = Instant::now();
     loop {
         match repository.lock_fragments() {

@@ -4,24 +4,36 @@
 //! manifest of any backup of the system and no entry of a fragment log that a recovery can reach names a fragment in it, and whatever
 //! a dead process left as `started`. The tool forgets it first, then its document is removed; whoever dies in between has
 //! the tool asked again.
+//!
+//! **Nobody relies on what is about to go.** What is needed is decided under the locks that an expire takes, in the same order (see
+//! [`crate::retention`]): the member's backup lock, which the caller holds, the backup locks of the other members, the lock of the
+//! fragments, and last the lock of the objects, which whoever sends takes behind a share of the lock of the fragments. Somebody who sends may take
+//! minutes, so that last one is not waited for with the others held. Under all of them the objects of fragments that go are marked `started`, durably:
+//! from then on nobody finds their fragments in the repository, and who needs one sends it again. Then the lock of the fragments is
+//! given up, since forgetting may take minutes, and moves wait for it. Who dies then leaves what a dead sender leaves.
 
 use super::Tool;
-use super::run::Outcome;
+use super::run::{self, Outcome};
 use crate::config::tool::Operation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::recovery::timeline::Chain;
 use crate::repository::Repository;
 use crate::repository::catalog::BackupEntry;
 use crate::repository::fragments::{Dropped, FragmentLogEntry};
+use crate::repository::lock::Lock;
 use crate::repository::objects::{ObjectKind, ObjectState, StoredObject};
+use crate::retention::{self, gather};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashSet};
+use std::time::{Duration, Instant};
 use strata_catalog::Lsn;
 
 /// An object of fragments stays for so long after it was stored, whatever names them: a fragment goes through the tool before its
 /// transaction commits, and its entry in the log comes after that.
 const FRESH: SignedDuration = SignedDuration::from_hours(24);
+/// How long others that send are waited for.
+const SENDERS: Duration = Duration::from_secs(600);
 
 /// A line of the tool's list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -202,7 +214,9 @@ pub fn forget_backup(repository: &Repository, tool: &Tool, id: &str, last: bool)
         .detail("Every recovery needs a backup.")
         .with_hint("Take another one first, or say --last."));
     }
-    let _lock = repository.lock_objects(Some(std::time::Duration::from_secs(600)))?;
+    let others = gather::others(repository)?;
+    let _others: Vec<Lock> = others.iter().map(Repository::lock_backup).collect::<Result<_>>()?;
+    let (fragments, _objects) = lock_all(repository)?;
     // Before anything goes it must be certain what the others need.
     let needed = needed_fragments(repository, Some(id))?;
     let (objects, damaged) = repository.objects()?;
@@ -221,6 +235,10 @@ pub fn forget_backup(repository: &Repository, tool: &Tool, id: &str, last: bool)
         .into_iter()
         .filter(|object| object.tool == tool.name())
         .partition(|object| own(object) && object.member == repository.member() || unneeded(object));
+    for object in going.iter().filter(|object| object.kind == ObjectKind::Fragments) {
+        repository.write_object(&StoredObject { state: ObjectState::Started, ..object.clone() })?;
+    }
+    drop(fragments);
     let (mut done, error) = tool.forget(repository, &going, true);
     done.kept = staying.iter().filter(|object| object.kind == ObjectKind::Fragments).count() as u64;
     repository.remove_unfinished(id)?;
@@ -230,6 +248,21 @@ pub fn forget_backup(repository: &Repository, tool: &Tool, id: &str, last: bool)
             let more = "The backup is not in the catalog any more. What the tool still holds of it is forgotten with the next backup, or the next \"strata tool forget\".";
             let hint = error.hint().map_or(more.to_owned(), |hint| format!("{hint} {more}"));
             Err(error.with_hint(hint))
+        }
+    }
+}
+
+/// The lock of the fragments and that of the objects. Who sends just now is waited for.
+fn lock_all(repository: &Repository) -> Result<(Lock, Lock)> {
+    let began = Instant::now();
+    loop {
+        let fragments = retention::lock_fragments(repository)?;
+        match repository.lock_objects(None) {
+            Err(error) if error.kind == ErrorKind::Locked && began.elapsed() < SENDERS && !run::interrupted() => {
+                drop(fragments);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            objects => return Ok((fragments, objects?)),
         }
     }
 }
