@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Server, files, kill9};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
+use strata_sidecar::repository::lock::Lock;
 
 const DIGEST: &str = "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM t";
 
@@ -155,7 +157,7 @@ fn killed_at_random_under_load_nothing_kept_is_lost() {
 fn an_expire_and_a_backup_never_meet() {
     let (server, _, _) = filled(1);
     rules(&server, "keep_backups = 1");
-    let lock = strata_sidecar::repository::lock::Lock::acquire(&server.file("backup.lock"), "the test").unwrap();
+    let lock = Lock::acquire(&server.file("backup.lock"), "the test").unwrap();
     server.run(&["expire"]).failed(5, "another process holds the lock");
     server.run(&["expire", "--dry-run"]).ok();
     drop(lock);
@@ -173,4 +175,64 @@ fn a_backup_expires_when_it_shall() {
     assert_eq!(recorded(&server), [backup["id"].as_str().unwrap()]);
     server.run(&["verify"]).ok();
     assert_eq!(server.recover("latest", &[]).sql(DIGEST), server.sql(DIGEST));
+}
+
+/// PostgreSQL's programs, with a `pg_ctl` that waits for a file before it starts a server. Returns their directory.
+fn slow_programs(server: &Server) -> std::path::PathBuf {
+    let (dir, real) = (server.dir.join("bin"), common::bin());
+    std::fs::create_dir(&dir).unwrap();
+    for entry in std::fs::read_dir(&real).unwrap() {
+        let name = entry.unwrap().file_name();
+        if name != "pg_ctl" {
+            std::os::unix::fs::symlink(real.join(&name), dir.join(&name)).unwrap();
+        }
+    }
+    let (at, real) = (server.dir.display(), real.display());
+    let script = format!(
+        "#!/bin/sh\ntouch {at}/starting\nfor i in $(seq 1200); do [ -e {at}/go ] && break; sleep 0.05; done\nexec {real}/pg_ctl \"$@\"\n"
+    );
+    std::fs::write(dir.join("pg_ctl"), script).unwrap();
+    std::fs::set_permissions(dir.join("pg_ctl"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+#[test]
+fn nothing_is_expired_below_a_recovery() {
+    let (server, ids, moments) = filled(3);
+    rules(&server, "keep_backups = 1");
+    let text = std::fs::read_to_string(&server.config).unwrap();
+    let programs = format!("[member]\nbin_directory = \"{}\"\n", slow_programs(&server).display());
+    std::fs::write(&server.config, text.replace("[member]\n", &programs)).unwrap();
+    let begin = |name: &str| {
+        let back =
+            common::Recovered { dir: server.dir.join(name), sockets: server.dir.clone(), port: common::free_port() };
+        let (into, port) = (back.dir.display().to_string(), back.port.to_string());
+        let mut command = server.command(&["recover", "--to", &moments[1].lsn, "--into", &into, "--port", &port]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        common::wait_for("the recovery", || server.dir.join("starting").exists());
+        (back, child)
+    };
+    let refused = || server.run(&["expire"]).failed(5, "a recovery of member \"one\" runs");
+    // One that dies holds nothing.
+    let (back, mut child) = begin("killed");
+    refused();
+    server.run(&["expire", "--dry-run"]).ok();
+    kill9(&mut child);
+    common::wait_for("the lock", || Lock::acquire(&server.file("recover.lock"), "the test").is_ok());
+    drop(back);
+    std::fs::remove_file(server.dir.join("starting")).unwrap();
+
+    let (back, mut child) = begin("back");
+    refused();
+    // A backup does not mind, and expires another time.
+    std::fs::write(&server.config, std::fs::read_to_string(&server.config).unwrap() + "automatic = true\n").unwrap();
+    let backup = server.json(&["backup"]);
+    assert!(backup["expired"]["error"].as_str().unwrap().contains("a recovery"), "{backup}");
+    std::fs::write(server.dir.join("go"), "").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(back.sql(DIGEST), moments[1].digest);
+    // Its agent is done soon.
+    common::wait_for("the expire", || server.run(&["expire"]).code == 0);
+    assert_eq!(recorded(&server), [backup["id"].as_str().unwrap()], "{ids:?}");
+    server.run(&["verify"]).ok();
 }

@@ -679,7 +679,7 @@ fn a_fragment_that_comes_back_while_its_object_is_forgotten_is_sent_again() {
     let text = std::fs::read_to_string(&server.config).unwrap();
     let dir = server.dir.display();
     let forget = format!(
-        "touch {dir}/forgetting; until [ -e {dir}/go ]; do sleep 0.05; done; rm -f {{repository}}/{{name}}.zst {{repository}}/{{name}}.zst.part"
+        "touch {dir}/forgetting; for i in $(seq 1200); do [ -e {dir}/go ] && break; sleep 0.05; done; rm -f {{repository}}/{{name}}.zst {{repository}}/{{name}}.zst.part"
     );
     std::fs::write(&server.config, format!("{text}[tool.forget]\nshell = true\ncommand = '''{forget}'''\n")).unwrap();
     let hash = add_fragment(&server, 1, 100_000);

@@ -33,6 +33,7 @@ use crate::backup::{blocking, record};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Conninfo, ServerInfo, program, server};
+use crate::recovery::hold::AgentHold;
 use crate::repository::Repository;
 use crate::socket::Listener;
 use crate::wal::backlog::Backlog;
@@ -173,6 +174,14 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
         found = places(config, &conninfo, options) => found?,
         _ = &mut end => return Ok(()),
     };
+    // A recovery that hands over to this agent has a share until the agent answers.
+    let hold = match options.until_complete || config.repository.read_only {
+        false => AgentHold::none(),
+        true => tokio::select! {
+            hold = AgentHold::take(config) => hold,
+            _ = &mut end => return Ok(()),
+        },
+    };
     let listener = Listener::bind(&socket)?;
     tracing::info!(socket = %socket.display(), store = %store.display(), "the agent listens");
     let shared = Arc::new(Shared {
@@ -193,7 +202,7 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
     let handler = Arc::new(AgentHandler::new(shared.clone()));
     let background = async {
         if options.until_complete {
-            return watch::until_complete(&shared).await;
+            return watch::until_complete(&shared, hold).await;
         }
         let changed = tokio::sync::Notify::new();
         let store = async {
@@ -213,7 +222,7 @@ async fn serve(config: &Config, options: Options, end: impl Future<Output = &'st
         };
         tokio::join!(
             store,
-            watch::run(&shared, &changed),
+            watch::run(&shared, &changed, hold),
             mirror::run(&shared),
             schedule::run(&shared),
             backlog,

@@ -23,6 +23,7 @@ use crate::postgres::server::{self, Database};
 use crate::postgres::{ServerInfo, Session};
 use crate::progress::Progress;
 use crate::recovery::fragments::{Wanted, fetch_all, wanted};
+use crate::recovery::hold::AgentHold;
 use crate::recovery::timeline::Chain;
 use crate::repository::fragments::{Dropped, FragmentLogEntry};
 use crate::repository::{Repository, fsio};
@@ -84,8 +85,9 @@ impl Way {
     }
 }
 
-/// Watches for ever. When `changed` says that a file appeared in the store, its row is looked for more often for a while.
-pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify) {
+/// Watches for ever. When `changed` says that a file appeared in the store, its row is looked for more often for a while. `hold` is given up when
+/// the store has what the repository has.
+pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify, mut hold: AgentHold) {
     let mut busy_until = Instant::now();
     let mut watch = Watch::default();
     let mut backoff = Backoff::new();
@@ -93,6 +95,7 @@ pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify) {
     loop {
         match watch.round(shared, &mut session).await {
             Ok(()) => {
+                hold.done();
                 backoff.reset();
                 let interval = shared.config.agent.fragment_interval;
                 let pause = if Instant::now() < busy_until { interval.min(BUSY_INTERVAL) } else { interval };
@@ -102,6 +105,7 @@ pub(super) async fn run(shared: &Shared, changed: &tokio::sync::Notify) {
             }
             Err(error) => {
                 tracing::warn!("fragments are not watched just now: {}", error.full_text());
+                hold.look(server_alive);
                 session = None;
                 backoff.pause().await;
             }
@@ -446,7 +450,8 @@ async fn load(repository: &Repository, way: &Chain) -> Result<HashMap<u32, Known
 }
 
 /// Fetches all fragments of a server that was just recovered. Done when all are there, or when the server is gone.
-pub(super) async fn until_complete(shared: &Shared) -> Result<()> {
+/// `hold` is given up when what the repository has is there.
+pub(super) async fn until_complete(shared: &Shared, mut hold: AgentHold) -> Result<()> {
     let data = shared.config.member.data_directory.clone().ok_or_else(|| {
         Error::new(ErrorKind::Config, "--until-complete needs member.data_directory in the configuration")
     })?;
@@ -464,6 +469,7 @@ pub(super) async fn until_complete(shared: &Shared) -> Result<()> {
         }
         match fetch_wanted(shared, &mut known).await {
             Ok(missing) => {
+                hold.done();
                 if !cleared {
                     super::clear_stale(shared).await;
                     cleared = true;

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Without `full`, an agent of the new server is started in the background for the fragments, and this process is done
-//! when the server is open ([`background`]). With `full`, this process serves and fetches them itself.
+//! when the server is open ([`background`]). With `full`, this process serves and fetches them itself. Nothing that it needs is
+//! expired meanwhile ([`hold`]).
 //!
 //! Promises. Nothing is written before the plan is complete. The directory that is named is absent or empty, or, when that is asked for
 //! ([`delta`]), that of the same cluster; no running
@@ -21,6 +22,7 @@ pub mod delta;
 pub mod ending;
 pub mod find;
 pub mod fragments;
+pub mod hold;
 pub mod plan;
 pub mod restore;
 pub mod spool;
@@ -178,6 +180,7 @@ pub async fn recover(config: &Config, request: &RecoverRequest, progress: &Progr
     };
     let conninfo = Conninfo::parse(&config.member.conninfo)?;
     let repository = Repository::open(config)?;
+    let _hold = hold::take(&repository).await?;
     let workers = request.jobs.unwrap_or_else(|| config.backup.workers());
     progress.phase("plan", 0, "planning the recovery");
     let (plan, manifest) = prepare(&repository, request, &into, &store).await?;

@@ -77,6 +77,25 @@ impl Lock {
         }
     }
 
+    /// Takes the lock at `path` together with others that share it, or fails at once when one who does not share has it. The file is only read; with
+    /// `create` it is made when it is not there. None when it is not there, or cannot be opened.
+    pub fn try_share(path: &Path, create: bool) -> Result<Option<Self>> {
+        let mut opened = File::open(path);
+        if create && matches!(&opened, Err(error) if error.kind() == std::io::ErrorKind::NotFound) {
+            let mut options = OpenOptions::new();
+            opened =
+                options.read(true).write(true).create(true).truncate(false).mode(super::fsio::FILE_MODE).open(path);
+        }
+        let Ok(file) = opened else { return Ok(None) };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(Self { file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(Error::new(ErrorKind::Locked, format!("another process holds the lock \"{}\"", path.display())))
+            }
+            Err(error) => Err(Error::io("lock", path, error)),
+        }
+    }
+
     /// The file that the lock is on. The lock lasts as long as the file is open anywhere, so a child process that gets it
     /// holds the lock on.
     pub fn into_file(self) -> File {
@@ -107,7 +126,15 @@ mod tests {
         let (first, second) = (Lock::share(&path).unwrap(), Lock::share(&path).unwrap());
         assert_eq!(Lock::acquire(&path, "the test").unwrap_err().kind, ErrorKind::Locked);
         drop((first, second));
-        Lock::acquire(&path, "the test").unwrap();
+        let alone = Lock::acquire(&path, "the test").unwrap();
+        assert_eq!(Lock::try_share(&path, false).unwrap_err().kind, ErrorKind::Locked);
+        drop(alone);
+        let shared = Lock::try_share(&path, false).unwrap();
+        assert_eq!(Lock::acquire(&path, "the test").unwrap_err().kind, ErrorKind::Locked);
+        drop(shared);
+        let other = dir.path().join("other");
+        assert!(Lock::try_share(&other, false).unwrap().is_none());
+        assert!(Lock::try_share(&other, true).unwrap().is_some());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! systems/SYSTEM/fragments.lock                         held while fragments are looked for, or removed
 //! systems/SYSTEM/MEMBER/member.json                     which cluster this is
 //!                       backup.lock
+//!                       recover.lock                    shared by recoveries, held while something is removed
 //!                       expired.json                    WAL that was removed on purpose
 //!                       expire.json                     while an expire removes backups and fragments
 //!                       catalog/ID.json                 one entry a complete backup: the truth
@@ -255,6 +256,31 @@ impl Repository {
                 other => return other,
             }
         }
+    }
+
+    fn recover_lock(&self) -> PathBuf {
+        self.member_dir().join("recover.lock")
+    }
+
+    /// Takes the lock under which what a recovery of the member may need is removed, or fails at once when one runs.
+    pub fn lock_recoveries(&self) -> Result<lock::Lock> {
+        self.storage.lock(&self.recover_lock(), "recoveries").map_err(|error| match error.kind {
+            ErrorKind::Locked => Error::new(
+                ErrorKind::Locked,
+                format!("a recovery of member \"{}\" runs, and nothing is removed below it", self.member),
+            )
+            .detail(format!("It holds the lock \"{}\".", self.recover_lock().display()))
+            .with_hint("Try again when it has fetched all fragments, or has ended."),
+            _ => error,
+        })
+    }
+
+    /// Keeps backups, WAL and fragments of the member from being removed, for as long as the lock is held. Fails at once while
+    /// something is removed. None when nothing can be locked here: the repository is another user's, or is read from elsewhere.
+    pub fn share_recoveries(&self) -> Result<Option<lock::Lock>> {
+        let owner = std::fs::metadata(&self.root).is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw());
+        // A file of somebody else would be in the owner's way.
+        self.storage.try_share(&self.recover_lock(), owner)
     }
 
     fn fragment_lock(&self) -> PathBuf {

@@ -19,8 +19,10 @@
 //! written before the first removal and removed after the last one. A fragment that it names is looked at like any other: a new row may
 //! have named it again meanwhile.
 //!
-//! **Locks**, in this order: the member's backup lock (no backup runs, and no other expire); then, for the fragments, the backup locks of all other
-//! members, then the lock of the fragments, exclusively. Whoever trusts that a fragment is in the repository holds that lock
+//! **Locks**, in this order: the member's backup lock (no backup runs, and no other expire) and its lock of recoveries; then, for the fragments, the
+//! backup locks of all other members and their locks of recoveries, then the lock of the fragments, exclusively. A recovery shares its member's lock of recoveries from before
+//! its plan until all fragments are fetched, through the process that brings them in the background too; so an expire fails while one runs, and one that begins waits for
+//! an expire. Whoever trusts that a fragment is in the repository holds that lock
 //! with others while it looks and until its entry in the log is durable. So an expire either sees the entry or removed the fragment
 //! before it was looked for, and then it is copied again. A backup holds its member's lock from before it looks
 //! until its catalog entry is durable. WAL that is pushed meanwhile is newer than what goes; a segment that is
@@ -83,6 +85,7 @@ pub fn locked(
     _lock: &Lock,
     progress: &Progress,
 ) -> Result<Report> {
+    let _recoveries = repository.lock_recoveries()?;
     at(config, repository, request, Timestamp::now(), progress)
 }
 
@@ -220,7 +223,7 @@ fn fragments(config: &Config, repository: &Repository, request: &ExpireRequest, 
         return Ok(());
     }
     let others = gather::others(repository)?;
-    let _others: Vec<Lock> = others.iter().map(Repository::lock_backup).collect::<Result<_>>()?;
+    let _others = lock_others(&others)?;
     let _lock = lock_fragments(repository)?;
     // Entries may have come since, here or at another member.
     let decided = decide::decide(&config.retention, &look.facts);
@@ -241,6 +244,16 @@ fn fragments(config: &Config, repository: &Repository, request: &ExpireRequest, 
         failpoint::hit(failpoint::EXPIRE_FRAGMENT);
     }
     folders.iter().try_for_each(|folder| repository.storage().sync(folder))
+}
+
+/// The locks under which nothing of other members begins to need a fragment.
+pub(crate) fn lock_others(others: &[Repository]) -> Result<Vec<Lock>> {
+    let mut locks = Vec::new();
+    for other in others {
+        locks.push(other.lock_backup()?);
+        locks.push(other.lock_recoveries()?);
+    }
+    Ok(locks)
 }
 
 /// The lock of the fragments, exclusively. Copies in progress are waited for.

@@ -6,7 +6,7 @@
 //! the tool asked again.
 //!
 //! **Nobody relies on what is about to go.** What is needed is decided under the locks that an expire takes, in the same order (see
-//! [`crate::retention`]): the member's backup lock, which the caller holds, the backup locks of the other members, the lock of the
+//! [`crate::retention`]): the member's backup lock, which the caller holds, its lock of recoveries, the same locks of the other members, the lock of the
 //! fragments, and last the lock of the objects, which whoever sends takes behind a share of the lock of the fragments. Somebody who sends may take
 //! minutes, so that last one is not waited for with the others held. Under all of them the objects of fragments that go are marked `started`, durably:
 //! from then on nobody finds their fragments in the repository, and who needs one sends it again. Then the lock of the fragments is
@@ -215,7 +215,8 @@ pub fn forget_backup(repository: &Repository, tool: &Tool, id: &str, last: bool)
         .with_hint("Take another one first, or say --last."));
     }
     let others = gather::others(repository)?;
-    let _others: Vec<Lock> = others.iter().map(Repository::lock_backup).collect::<Result<_>>()?;
+    let _recoveries = repository.lock_recoveries()?;
+    let _others = retention::lock_others(&others)?;
     let (fragments, _objects) = lock_all(repository)?;
     // Before anything goes it must be certain what the others need.
     let needed = needed_fragments(repository, Some(id))?;

@@ -238,6 +238,14 @@ impl Storage {
         }
     }
 
+    /// Takes the lock of this name together with others that share it, or fails at once when one who does not share has it. With `create` it is
+    /// made when it is not there. None when it is not there, or may not be used.
+    pub fn try_share(&self, path: &Path, create: bool) -> Result<Option<Lock>> {
+        match self {
+            Self::Directory => Lock::try_share(path, create),
+        }
+    }
+
     /// Reads a sealed document; none when it is not there.
     pub fn read_sealed<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>> {
         match self.read(path)? {
