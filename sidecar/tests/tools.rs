@@ -722,3 +722,44 @@ fn a_fragment_that_comes_back_while_its_object_is_forgotten_is_sent_again() {
     kill9(&mut agent);
     server.run(&["verify"]).ok();
 }
+
+#[test]
+fn an_expire_leaves_what_a_tool_holds_and_removes_the_rest() {
+    require("zstd");
+    let server = filled();
+    let taken = || server.json(&["backup"])["id"].as_str().unwrap().to_owned();
+    let native = taken();
+    server.archive();
+    server.archive();
+    configure(&server, &section(&server, "command", ""));
+    server.run(&["tool", "init"]).ok();
+    let held = taken();
+    let digest = server.sql(DIGEST);
+    server.sql("DELETE FROM t WHERE id % 2 = 0");
+    server.archive();
+    server.archive();
+    let last = taken();
+    let text = std::fs::read_to_string(&server.config).unwrap();
+    std::fs::write(&server.config, format!("{text}\n[retention]\nkeep_backups = 1\n")).unwrap();
+    let recorded = || -> Vec<String> {
+        let info = server.json(&["info"]);
+        info["backups"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let wal = || files(&server.repository.join("systems/test/one/wal")).len();
+    let before = wal();
+    let done = server.json(&["expire"]);
+    assert_eq!(recorded(), [held.clone(), last.clone()], "{native} went: {done}");
+    assert!(done["backups"].to_string().contains("strata tool forget"), "{done}");
+    assert!(wal() < before, "{done}");
+    server.run(&["verify"]).ok();
+    let back = server.recover(&held, &[]);
+    assert_eq!(back.sql(DIGEST), digest);
+    drop(back);
+    let before = wal();
+    // The agent of the recovery is done soon.
+    wait_for("the tool to forget", || server.run(&["tool", "forget", &held]).code == 0);
+    server.json(&["expire"]);
+    assert_eq!(recorded(), [last]);
+    assert!(wal() < before, "the log of the one that is forgotten goes");
+    server.run(&["verify"]).ok();
+}

@@ -2,7 +2,8 @@
 //!
 //! A *way* is a timeline that is kept, from the start of the backup at which its kept moments begin. Everything that lies on a way
 //! is kept: its backups, all WAL from its start on, and every fragment that lived at a moment behind its start. A backup that is kept
-//! and lies on no way keeps the WAL from its start to its stop, and its fragments.
+//! and lies on no way keeps the WAL from its start to its stop, and its fragments. A backup that a third-party tool holds is always kept, at least by itself: its objects
+//! go by other means.
 
 use crate::config::RetentionConfig;
 use crate::recovery::timeline::Chain;
@@ -102,6 +103,7 @@ pub fn decide(rules: &RetentionConfig, facts: &Facts) -> Decision {
         Some(window) => decider.window(before(facts.now, window)),
         None => decider.continuous(),
     }
+    decider.held_by_tools();
     decider.finish()
 }
 
@@ -114,6 +116,17 @@ struct Decider<'a> {
 impl<'a> Decider<'a> {
     fn keep(&mut self, entry: &BackupEntry, why: impl Into<String>) {
         self.decision.backups.entry(entry.id.clone()).or_default().push(why.into());
+    }
+
+    /// What a third-party tool holds goes by "strata tool forget" alone. What no rule keeps stays by itself.
+    fn held_by_tools(&mut self) {
+        for one in &self.facts.backups {
+            if let Some(tool) = &one.entry.tool
+                && !self.decision.backups.contains_key(&one.entry.id)
+            {
+                self.keep(&one.entry, format!("the tool {} holds it: \"strata tool forget\" removes it", tool.name));
+            }
+        }
     }
 
     /// The backups on the way to a timeline, oldest first.

@@ -28,14 +28,6 @@ pub fn facts(repository: &Repository, now: Timestamp) -> Result<Facts> {
             "What a damaged entry of the catalog needs is not known, so nothing is expired. Put it back from another copy of the repository, or remove it by hand.",
         ));
     }
-    // A tool's objects go by its own rules, and they hold fragments that other backups need.
-    if let Some(entry) = entries.iter().find(|entry| entry.tool.is_some()) {
-        return Err(crate::error::Error::new(
-            ErrorKind::Config,
-            format!("the backup {} is held by a third-party tool, so nothing is expired", entry.id),
-        )
-        .with_hint("Remove backups that a tool holds with \"strata tool forget\"."));
-    }
     let segment_size = match (repository.identity()?, entries.first()) {
         (Some(identity), _) => u64::from(identity.segment_size),
         (None, Some(entry)) => u64::from(entry.segment_size),

@@ -119,6 +119,21 @@ fn a_fragment_of_a_branch_that_was_left_stays_for_its_moments_and_no_longer() {
 }
 
 #[test]
+fn what_a_tool_holds_stays_by_itself_and_the_rest_goes() {
+    let (archive, ids) = usual();
+    let mut entry = archive.repository.backup(&ids[1]).unwrap().unwrap();
+    archive.repository.forget_backup(&ids[1]).unwrap();
+    let tool = serde_json::json!({"name": "x", "objects": [], "fragment_objects": 0, "piped_bytes": 0});
+    entry.tool = Some(serde_json::from_value(tool).unwrap());
+    archive.repository.record_backup(&entry).unwrap();
+    let report = expire(&archive, "keep_backups = 2", 1000);
+    assert_eq!(kept(&report), [&ids[1], &ids[3], &ids[4]]);
+    // Its own WAL stays, what is between it and the others goes.
+    assert_eq!(numbers(&archive, 1), [4, 8, 9, 10, 11, 12]);
+    archive.plan(Target::Backup(ids[1].clone())).unwrap();
+}
+
+#[test]
 fn a_backup_that_cannot_be_recovered_does_not_count() {
     let (archive, ids) = usual();
     let lost = Segment::numbered(1, 10, SIZE);
