@@ -131,7 +131,7 @@ async fn work(shared: &Shared, kind: JobKind, info: &ServerInfo, progress: &Prog
         }
         JobKind::Expire => {
             let store = Some(info.store_or(config.member.store.as_ref()));
-            let request = ExpireRequest { dry_run: false, store };
+            let request = ExpireRequest { store, ..ExpireRequest::default() };
             blocking(move || Ok(retention::run(&config, &request, &progress)?.summary())).await
         }
         JobKind::Verify => {

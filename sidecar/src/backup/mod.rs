@@ -146,7 +146,7 @@ async fn expire(
     }
     let store = Some(info.store_or(config.member.store.as_ref()));
     let (config, repository, progress) = (config.clone(), repository.clone(), progress.clone());
-    let request = ExpireRequest { dry_run: false, store };
+    let request = ExpireRequest { store, ..ExpireRequest::default() };
     match blocking(move || retention::locked(&config, &repository, &request, &lock, &progress)).await {
         Ok(report) => Some(report.summary()),
         Err(error) => {

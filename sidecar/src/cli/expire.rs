@@ -16,11 +16,16 @@ pub struct Args {
     /// Say exactly what would go, and why the rest is kept; remove nothing
     #[arg(long)]
     dry_run: bool,
+    /// Go by the clock though the repository has nothing of a long time, up to now or in between: the clock is right, and the server was off, or
+    /// archived nothing, on purpose. It is remembered
+    #[arg(long)]
+    trust_clock: bool,
 }
 
 pub async fn run(args: &Args, config: &Config, out: &Output) -> Result<()> {
     let conninfo = Conninfo::parse(&config.member.conninfo)?;
-    let request = ExpireRequest { dry_run: args.dry_run, store: store(config, &conninfo).await };
+    let (dry_run, trust_clock) = (args.dry_run, args.trust_clock);
+    let request = ExpireRequest { dry_run, store: store(config, &conninfo).await, trust_clock };
     let shown = out.progress();
     let job = match args.dry_run {
         true => None,

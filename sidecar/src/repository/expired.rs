@@ -31,9 +31,17 @@ pub struct Expired {
     pub segment_size: u32,
     /// WAL segments, in order, runs that touch made into one.
     pub wal: Vec<ExpiredWal>,
+    /// When somebody said last that the clock is right, though nothing had happened for long (see [`crate::retention::clock`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_trusted_at: Option<Timestamp>,
 }
 
 impl Expired {
+    /// Nothing was removed.
+    pub fn nothing(at: Timestamp, segment_size: u32) -> Self {
+        Self { at, segment_size, wal: Vec::new(), clock_trusted_at: None }
+    }
+
     /// True when the segment was removed on purpose.
     pub fn has(&self, segment: Segment) -> bool {
         let number = segment.number(u64::from(self.segment_size));
@@ -109,7 +117,7 @@ mod tests {
     #[test]
     fn runs_that_touch_become_one() {
         let run = |timeline, from, to| ExpiredWal { timeline, from, to };
-        let mut expired = Expired { at: Timestamp::UNIX_EPOCH, segment_size: 1 << 20, wal: Vec::new() };
+        let mut expired = Expired::nothing(Timestamp::UNIX_EPOCH, 1 << 20);
         expired.add([run(1, 5, 6), run(1, 1, 2)]);
         expired.add([run(1, 3, 3), run(2, 4, 9), run(1, 6, 7)]);
         assert_eq!(expired.wal, [run(1, 1, 3), run(1, 5, 7), run(2, 4, 9)]);

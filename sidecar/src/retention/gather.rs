@@ -270,11 +270,8 @@ pub fn runs(files: &[WalFile], segment_size: u64) -> Vec<crate::repository::expi
         let number = segment.number(segment_size);
         crate::repository::expired::ExpiredWal { timeline: segment.timeline, from: number, to: number }
     });
-    let mut all = crate::repository::expired::Expired {
-        at: Timestamp::UNIX_EPOCH,
-        segment_size: u32::try_from(segment_size).unwrap_or(0),
-        wal: Vec::new(),
-    };
+    let size = u32::try_from(segment_size).unwrap_or(0);
+    let mut all = crate::repository::expired::Expired::nothing(Timestamp::UNIX_EPOCH, size);
     all.add(numbers);
     all.wal
 }

@@ -30,6 +30,7 @@
 //!
 //! `expired.json` says which segments were removed, before they are: `strata verify` takes other missing segments for damage.
 
+pub mod clock;
 pub mod decide;
 pub mod gather;
 pub mod report;
@@ -59,6 +60,8 @@ pub struct ExpireRequest {
     pub dry_run: bool,
     /// The store of the server, when it is known.
     pub store: Option<PathBuf>,
+    /// Ages are told by the clock though the repository has nothing of a long time (see [`clock`]).
+    pub trust_clock: bool,
 }
 
 /// Expires, or says what would be.
@@ -69,7 +72,11 @@ pub fn run(config: &Config, request: &ExpireRequest, progress: &Progress) -> Res
     }
     let repository = Repository::open(config)?;
     if request.dry_run {
-        return Ok(look(config, &repository, request, Timestamp::now(), progress)?.report(true));
+        let look = look(config, &repository, request, Timestamp::now(), progress)?;
+        if let Err(error) = trust(config, &repository, request, &look) {
+            tracing::warn!("{}", error.full_text());
+        }
+        return Ok(look.report(true));
     }
     repository.writable()?;
     repository.require_user()?;
@@ -100,6 +107,7 @@ fn at(
     let mut report = look.report(false);
     progress.phase("expire", 0, "removing what is not kept");
     if !look.nothing() {
+        trust(config, repository, request, &look)?;
         apply(config, repository, request, &look, &mut report)?;
     }
     Ok(report)
@@ -142,7 +150,27 @@ fn look(
     Ok(Look { facts, decision, wal, remove_wal, fragments, expiring, leavings })
 }
 
+/// Refuses when ages cannot be told by the clock. That a person says that they can is remembered.
+fn trust(config: &Config, repository: &Repository, request: &ExpireRequest, look: &Look) -> Result<()> {
+    let expired = repository.expired()?;
+    let trusted = expired.as_ref().and_then(|expired| expired.clock_trusted_at);
+    match clock::silence(repository, &config.retention, &look.facts, trusted)? {
+        None => Ok(()),
+        Some(found) if !request.trust_clock => Err(clock::refuse(found, look.facts.now)),
+        Some(_) if request.dry_run => Ok(()),
+        Some(_) => {
+            let mut expired = expired.unwrap_or_else(|| Expired::nothing(look.facts.now, look.segment_size()));
+            expired.clock_trusted_at = Some(look.facts.now);
+            repository.write_expired(&expired)
+        }
+    }
+}
+
 impl Look {
+    fn segment_size(&self) -> u32 {
+        u32::try_from(self.facts.segment_size).unwrap_or(u32::MAX)
+    }
+
     fn nothing(&self) -> bool {
         self.decision.removed(&self.facts).is_empty()
             && self.remove_wal.is_empty()
@@ -179,9 +207,8 @@ fn apply(
         remove_folder(repository, id)?;
     }
 
-    let size = u32::try_from(look.facts.segment_size).unwrap_or(u32::MAX);
     let now = Timestamp::now();
-    let mut expired = repository.expired()?.unwrap_or(Expired { at: now, segment_size: size, wal: Vec::new() });
+    let mut expired = repository.expired()?.unwrap_or_else(|| Expired::nothing(now, look.segment_size()));
     expired.at = now;
     expired.add(gather::runs(&look.remove_wal, look.facts.segment_size));
     repository.write_expired(&expired)?;

@@ -19,8 +19,12 @@ fn rules(archive: &Archive, text: &str) -> Config {
 
 /// Expires at a second.
 fn expire(archive: &Archive, text: &str, second: i64) -> Report {
-    let request = ExpireRequest { dry_run: false, store: None };
-    at(&rules(archive, text), &archive.repository, &request, time(second), &Progress::silent()).unwrap()
+    try_expire(archive, text, second, false).unwrap()
+}
+
+fn try_expire(archive: &Archive, text: &str, second: i64, trust_clock: bool) -> Result<Report> {
+    let request = ExpireRequest { trust_clock, ..ExpireRequest::default() };
+    at(&rules(archive, text), &archive.repository, &request, time(second), &Progress::silent())
 }
 
 fn kept(report: &Report) -> Vec<&str> {
@@ -80,8 +84,59 @@ fn what_count_and_age_keep_beyond_the_window_stays_by_itself() {
 #[test]
 fn the_last_good_backup_stays_whatever_its_age() {
     let (archive, ids) = usual();
-    assert_eq!(kept(&expire(&archive, "keep_for = \"1s\"", 1_000_000)), [&ids[4]]);
+    assert_eq!(kept(&expire(&archive, "keep_for = \"1s\"", 100_000)), [&ids[4]]);
     assert_eq!(kept(&expire(&archive, "keep_backups = 1", 1_000_000)), [&ids[4]]);
+}
+
+const DAY: i64 = 86400;
+
+/// Twenty days with a segment each six hours and a backup each fifth day, those behind the tenth so much later.
+fn days(leap: i64) -> (Archive, Vec<String>) {
+    let archive = Archive::new();
+    let mut ids = Vec::new();
+    for quarter in 1..=80 {
+        let second = quarter * DAY / 4 + if quarter > 40 { leap } else { 0 };
+        archive.wal(1, quarter as u64, second);
+        if quarter % 20 == 0 {
+            ids.push(archive.backup(1, quarter as u64, second));
+        }
+    }
+    (archive, ids)
+}
+
+#[test]
+fn nothing_is_expired_by_age_when_nothing_happened_for_long() {
+    let (archive, ids) = days(0);
+    let rule = "recovery_window = \"14d\"";
+    // Seven days without a sign of life are trusted.
+    for (text, day) in [(rule, 28), (rule, 3650), ("keep_for = \"14d\"", 28), ("keep_for = \"1d\"", 24)] {
+        let error = try_expire(&archive, text, day * DAY, false).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Forbidden, "{text}");
+        assert!(error.hint().unwrap().contains("--trust-clock"), "{error}");
+        assert_eq!(archive.repository.backup_ids().unwrap(), ids);
+    }
+    assert_eq!(kept(&expire(&archive, rule, 26 * DAY)), &ids[1..]);
+    // Three days are trusted with this one. Backups that are five days apart are no silence: the segments tell.
+    assert_eq!(kept(&expire(&archive, "keep_for = \"6d\"", 20 * DAY)), &ids[2..]);
+    // Where nothing goes nothing is refused, and a count knows no clock.
+    assert_eq!(kept(&expire(&archive, "keep_for = \"14d\"\nkeep_backups = 2", 3650 * DAY)), &ids[2..]);
+    assert_eq!(kept(&try_expire(&archive, rule, 3650 * DAY, true).unwrap()), [&ids[3]]);
+    let (archive, ids) = days(0);
+    assert_eq!(kept(&expire(&archive, "keep_backups = 2", 3650 * DAY)), &ids[2..]);
+}
+
+#[test]
+fn what_was_recorded_with_the_wrong_clock_does_not_hide_the_leap_before_it() {
+    let (archive, ids) = days(1000 * DAY);
+    let rule = "recovery_window = \"14d\"";
+    let error = try_expire(&archive, rule, 1020 * DAY, false).unwrap_err();
+    assert!(error.detail.as_ref().unwrap().contains("1000 days"), "{error:?}");
+    // The clock is set right again: what is in the future is not old, and hides nothing.
+    assert_eq!(kept(&expire(&archive, rule, 11 * DAY)), [&ids[0], &ids[1], &ids[2], &ids[3]]);
+    assert!(try_expire(&archive, "keep_for = \"1d\"", 15 * DAY, false).is_err());
+    // It was right all the time: that is said once.
+    assert_eq!(kept(&try_expire(&archive, rule, 1020 * DAY, true).unwrap()), &ids[1..]);
+    assert_eq!(kept(&expire(&archive, "recovery_window = \"4d\"", 1020 * DAY)), &ids[2..]);
 }
 
 #[test]
@@ -159,7 +214,7 @@ fn nothing_goes_when_an_entry_of_the_catalog_cannot_be_read() {
 fn a_dry_run_and_a_read_only_repository_change_nothing() {
     let (archive, _) = usual();
     let mut config = rules(&archive, "keep_backups = 1");
-    let dry = ExpireRequest { dry_run: true, store: None };
+    let dry = ExpireRequest { dry_run: true, ..ExpireRequest::default() };
     let report = run(&config, &dry, &Progress::silent()).unwrap();
     assert_eq!(report.wal.remove.len(), 9);
     assert_eq!(numbers(&archive, 1).len(), 12);
