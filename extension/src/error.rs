@@ -36,8 +36,6 @@ pub enum StrataError {
     NotOwner { relid: Oid },
     /// The lock for the swap could not be had.
     SwapTimeout { relid: Oid, seconds: u64 },
-    /// A move in a transaction that has changed rows which it cannot see as everybody else does.
-    OwnChanges { relid: Oid },
     /// The store belongs to another server.
     StoreOfAnother { claim: String, system: u64 },
     /// No agent answers.
@@ -171,12 +169,6 @@ impl StrataError {
                 format!("could not lock table {} for the swap within {seconds} s", qualified_name(relid)),
                 Some("Transactions that use the table did not end.".into()),
                 Some("Try again later, or raise strata.swap_timeout.".into()),
-            ),
-            Self::OwnChanges { relid } => (
-                Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
-                format!("cannot move table {} in a transaction that has changed it", qualified_name(relid)),
-                None,
-                Some("Run the move in a transaction of its own.".into()),
             ),
             Self::StoreOfAnother { claim, system } => (
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -21,6 +21,7 @@ SELECT c.oid::pg_catalog.regclass AS "table",
        f.deleted_rows + (SELECT pg_catalog.count(*)
           FROM strata.deletion d
          WHERE d.relid = f.relid AND d.row_id >= f.first_row_id AND (f.next_row_id IS NULL OR d.row_id < f.next_row_id)
+           AND d.delta <> '(2147483648,2)'
        ) AS deleted_rows,
        f.bytes,
        f.heap_bytes,

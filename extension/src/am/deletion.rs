@@ -2,8 +2,9 @@
 //!
 //! `strata.deletion` holds one row for each deleted fragment row. They are ordinary heap rows, so a deletion is visible to
 //! exactly the snapshots that see its transaction. Consolidation folds marks that every snapshot sees into a bitmap beside the
-//! fragment (`strata.fragment.deleted`); those are asked first. A row may be named by two of them: by the transaction that promoted
-//! it and, under REPEATABLE READ and above, by one that changed it later with a snapshot older than the promotion.
+//! fragment (`strata.fragment.deleted`); those are asked first. A row may be named by several of them: by the transaction that promoted
+//! it and, under REPEATABLE READ and above, by those that changed it later with a snapshot older than the promotion
+//! (`Deletion::is_superseding`). What became of the row, the promotion's mark says: it was committed before the others were written.
 
 use super::fragments::{self, TableFragments};
 use crate::pg::catalog::{self, Deletion, DeletionScan};
@@ -56,6 +57,9 @@ pub unsafe fn latest(rel: pg_sys::Relation, row_id: u64) -> RowState {
     unsafe {
         let snapshot = &raw mut dirty;
         for deletion in DeletionScan::new(&oids, relid, Some(row_id), snapshot) {
+            if deletion.is_superseding() {
+                continue;
+            }
             if (*snapshot).xmin != pg_sys::InvalidTransactionId {
                 if matches!(state, RowState::Live) {
                     state = RowState::InProgress((*snapshot).xmin);

@@ -91,7 +91,12 @@ pub unsafe extern "C-unwind" fn tuple_get_latest_tid(scan: TableScanDesc, at: It
         if let Some(row_id) = tid::row_id_at(at) {
             let Some(oids) = catalog::oids() else { return };
             let rel = (*scan).rs_rd;
-            let promoted = catalog::DeletionScan::new(&oids, (*rel).rd_id, Some(row_id), (*scan).rs_snapshot)
+            if deletion::visible(rel, row_id, (*scan).rs_snapshot) {
+                return;
+            }
+            // The mark that is visible may be a second one.
+            let mut now = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
+            let promoted = catalog::DeletionScan::new(&oids, (*rel).rd_id, Some(row_id), &raw mut now)
                 .find(|d| d.is_promotion() && d.filenode == compat::filenode(rel));
             match promoted {
                 Some(d) => *at = d.delta,

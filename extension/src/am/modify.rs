@@ -36,7 +36,7 @@ pub unsafe extern "C-unwind" fn tuple_delete(
             if result == TM_Result::TM_Ok {
                 ssi::write_delta(rel, &*at);
                 if let Some(row_id) = origin {
-                    promote::mark_superseded(rel, row_id, &*at, cid);
+                    promote::mark_superseded(rel, row_id, cid);
                 }
             }
             return result;
@@ -83,7 +83,7 @@ unsafe fn finish(
             TM_Result::TM_Ok => {
                 ssi::write_row(rel, row_id);
                 if target.committed {
-                    promote::mark_superseded(rel, row_id, &target.delta, cid);
+                    promote::mark_superseded(rel, row_id, cid);
                 }
             }
             TM_Result::TM_SelfModified => (*tmfd).cmax = promote::reported_command(target, cid, (*tmfd).cmax),
@@ -187,7 +187,7 @@ pub unsafe extern "C-unwind" fn tuple_update(
                 ssi::write_delta(rel, &*at);
                 check_changed_keys(rel, slot, *update_indexes);
                 if let Some(row_id) = origin {
-                    promote::mark_superseded(rel, row_id, &*at, cid);
+                    promote::mark_superseded(rel, row_id, cid);
                 }
             }
             return result;

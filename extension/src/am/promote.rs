@@ -351,12 +351,7 @@ pub unsafe fn promote(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId
 ///
 /// # Safety
 /// `rel` is open; D was just changed by this transaction with command id `cid`.
-pub unsafe fn mark_superseded(
-    rel: pg_sys::Relation,
-    row_id: u64,
-    delta: &pg_sys::ItemPointerData,
-    cid: pg_sys::CommandId,
-) {
+pub unsafe fn mark_superseded(rel: pg_sys::Relation, row_id: u64, cid: pg_sys::CommandId) {
     // SAFETY: the caller's promise; a snapshot is active while a statement runs.
     unsafe {
         if !has_transaction_snapshot() {
@@ -366,7 +361,7 @@ pub unsafe fn mark_superseded(
         if let Some(oids) = catalog::oids()
             && deletion::visible(rel, row_id, snapshot)
         {
-            catalog::insert_deletion(&oids, (*rel).rd_id, row_id, compat::filenode(rel), delta, cid);
+            catalog::insert_deletion(&oids, (*rel).rd_id, row_id, compat::filenode(rel), &catalog::superseded(), cid);
         }
     }
 }

@@ -319,10 +319,20 @@ pub fn nowhere() -> pg_sys::ItemPointerData {
     super::tid::from_row_id(0)
 }
 
+/// What stands there in a mark that is for the snapshot of the transaction that wrote it: another transaction had promoted the row.
+pub fn superseded() -> pg_sys::ItemPointerData {
+    super::tid::from_row_id(1)
+}
+
 impl Deletion {
     /// Whether a delta row took the fragment row's place.
     pub fn is_promotion(&self) -> bool {
         super::tid::row_id(&self.delta).is_none()
+    }
+
+    /// Whether it is a second mark of a row, which says nothing to other transactions than its own.
+    pub fn is_superseding(&self) -> bool {
+        super::tid::row_id(&self.delta) == super::tid::row_id(&superseded())
     }
 }
 

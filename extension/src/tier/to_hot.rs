@@ -7,20 +7,23 @@
 //!  2 swap   ACCESS EXCLUSIVE, asked for in short attempts so that nobody queues long behind it
 //!           marks of fragment rows, and pages of the delta store that changed since, are looked at again:
 //!             a copied row that is gone                    → its copy becomes a dead line pointer, entries of it lead nowhere
-//!             a row that was deleted or promoted lately    → is written with the mark's transaction as xmax
+//!             a row that was deleted lately                → is written with the mark's transaction as xmax
+//!             a row that was promoted lately               → is what the delta row is, without its xmin
 //!             a row that was not copied                    → is written with its xmin and xmax (like CLUSTER)
 //!           index entries for what was written now; files are swapped (`pg::swap`)
 //! ```
 //!
 //! **Snapshots.** A snapshot that is older than a mark sees the fragment row; so a row whose mark is not visible to all is
-//! written as a heap row with the mark's transaction as xmax. If it was promoted, its ctid leads to the delta row that took
-//! its place, as if it had been updated: who waited for the row under READ COMMITTED finds the newer version. `rewriteheap.c`
-//! resolves such chains by (xmax of the old, xmin of the new version); for that the delta row must look like an update. A standby is
-//! told which of its snapshots are older than all that (`pg::standby`).
+//! written as a heap row with the mark's transaction as xmax. But where it was promoted, fragment row R and delta row D are one row with
+//! the same values, and a snapshot sees R or D until who changed D is visible to it (who had the row promoted ended later than the
+//! promotion). So only D is written, with its xmax and what its ctid leads to, as a row that was there ever since: nobody can tell that
+//! it was promoted, neither a transaction that updates the row with a snapshot older than that, nor a serializable one that reads it.
+//! Other marks of R are of transactions that changed D, and say no more than its xmax. A standby is told which of its
+//! snapshots are older than all that (`pg::standby`).
 //!
-//! **Serializable.** A row that was promoted is written as one that the promoter updated, which is not serializable. So a serializable
-//! transaction whose snapshot is older than the promotion, and that reads the row only after the move, gets no conflict with who has
-//! changed the delta row. (As long as the table is warm, `am::ssi` tells it.)
+//! Where a consolidation has moved D to another place, which no mark names, R is written with the promotion's xmax beside D. Then a
+//! serializable transaction whose snapshot is older than the promotion, and that reads the row only after both, gets no conflict with who
+//! has changed it.
 //!
 //! **Places.** The rewrite fills pages one after the other, so the n-th copied row is in the page whose first row's number is
 //! the last not above n. Copied rows are numbered fragment rows first, by row id, then delta rows by TID; two bitmaps and one
@@ -39,7 +42,7 @@ use crate::pg::swap::{self, IndexCopy};
 use crate::pg::{OpenRelation, compat, ext, failpoint, guarded, tid};
 use pgrx::pg_sys::*;
 use roaring::RoaringTreemap;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// What step 1 has done.
 struct Copied {
@@ -176,42 +179,33 @@ impl FrozenHeader {
 /// What the marks of fragment rows say under the exclusive lock.
 #[derive(Default)]
 struct Marks {
-    /// Rows whose marks every snapshot sees.
+    /// Rows that no snapshot sees any more.
     dead: Vec<u64>,
-    /// Rows whose mark is not visible to every snapshot.
-    recent: HashMap<u64, Deletion>,
+    /// The promotions and deletions that are not visible to every snapshot, one for a row, by row id.
+    recent: Vec<Deletion>,
     /// Who wrote the marks of dead rows.
     traces: Traces,
 }
 
-/// Reads the marks of `relid`. All transactions that wrote them have ended, or are this one.
+/// Reads the marks of `rel`. All transactions that wrote them have ended, or are this one.
 unsafe fn marks(rel: Relation, oldest_xmin: TransactionId) -> Marks {
     let mut marks = Marks::default();
     // SAFETY: `rel` is open and locked; the snapshot outlives the scan.
     unsafe {
-        let relid = (*rel).rd_id;
         let Some(oids) = catalog::oids() else { StrataError::NotInstalled.raise() };
         let mut now = SnapshotData { snapshot_type: SnapshotType::SNAPSHOT_SELF, ..Default::default() };
         let first = fragments::of(rel).map_or(0, |table| crate::am::deletion::first_row_id(&table));
-        for mark in DeletionScan::from(&oids, relid, first, &raw mut now) {
-            if mark.own_command.is_none()
-                && (mark.xmin == FrozenTransactionId || TransactionIdPrecedes(mark.xmin, oldest_xmin))
-            {
-                // Marks come by row id. A row may have two.
-                if marks.dead.last() != Some(&mark.row_id) {
-                    marks.dead.push(mark.row_id);
-                }
+        let all: Vec<Deletion> = DeletionScan::from(&oids, (*rel).rd_id, first, &raw mut now).collect();
+        for of_row in all.chunk_by(|a, b| a.row_id == b.row_id) {
+            let everybody_sees = |mark: &&Deletion| {
+                mark.own_command.is_none()
+                    && (mark.xmin == FrozenTransactionId || TransactionIdPrecedes(mark.xmin, oldest_xmin))
+            };
+            if let Some(mark) = of_row.iter().find(everybody_sees) {
+                marks.dead.push(mark.row_id);
                 marks.traces.lose(mark.xmin);
-                continue;
-            }
-            if let Some(other) = marks.recent.insert(mark.row_id, mark) {
-                // The promotion and the mark of a transaction that is older than it: the promotion counts for everybody else.
-                if mark.own_command.is_some() || other.own_command.is_some() {
-                    StrataError::OwnChanges { relid }.raise();
-                }
-                if TransactionIdPrecedes(other.xmin, mark.xmin) {
-                    marks.recent.insert(mark.row_id, other);
-                }
+            } else if let Some(mark) = of_row.iter().find(|mark| !mark.is_superseding()) {
+                marks.recent.push(*mark);
             }
         }
     }
@@ -236,30 +230,24 @@ unsafe fn carry_over(relid: Oid, transient: Oid, copied: &Copied, traces: &mut T
         let mut added = 0;
         let mut rewrite = Rewrite::begin(rel.0, new.0, oldest_xmin);
 
-        // Delta rows that an old fragment row's ctid will lead to.
-        let mut successors: HashSet<u64> = HashSet::new();
-        for row_id in &marks.dead {
-            if !marks.recent.contains_key(row_id) {
-                gone.extend(places.of_row(*row_id));
-            }
-        }
+        gone.extend(marks.dead.iter().filter_map(|row_id| places.of_row(*row_id)));
+        // Delta rows that are written as if they had been there before they were promoted.
+        let mut promoted: HashSet<u64> = HashSet::new();
         let slot = MakeSingleTupleTableSlot((*rel.0).rd_att, &raw const TTSOpsHeapTuple);
-        let mut recent: Vec<&Deletion> = marks.recent.values().collect();
-        recent.sort_by_key(|d| d.row_id);
-        for mark in recent {
+        for mark in &marks.recent {
             gone.extend(places.of_row(mark.row_id));
             let Some(table) = &fragments else { break };
-            if !table.fetch(rel.0, mark.row_id, slot) {
+            if mark.is_promotion() && mark.filenode == file && is_inserted_by(rel.0, &mark.delta, mark.xmin) {
+                promoted.insert(tag(&mark.delta));
                 continue;
             }
-            let leads_on = mark.is_promotion() && mark.filenode == file && !is_deleted(rel.0, &mark.delta);
-            if leads_on {
-                successors.insert(tag(&mark.delta));
+            if !table.fetch(rel.0, mark.row_id, slot) {
+                continue;
             }
             let mut should_free = false;
             let source = ExecFetchSlotHeapTuple(slot, true, &mut should_free);
             let old = heap_copytuple(source);
-            deleted_by(old, mark, leads_on);
+            deleted_by(old, mark);
             rewrite.write(old, source);
             heap_freetuple(old);
         }
@@ -273,9 +261,9 @@ unsafe fn carry_over(relid: Oid, transient: Oid, copied: &Copied, traces: &mut T
             if matches!(status, HTSV_Result::HEAPTUPLE_LIVE | HTSV_Result::HEAPTUPLE_INSERT_IN_PROGRESS) {
                 added += 1;
             }
-            if successors.contains(&tag(&tuple.t_self)) {
+            if promoted.contains(&tag(&tuple.t_self)) {
                 let old = heap_copytuple(tuple);
-                (*(*old).t_data).t_infomask |= HEAP_UPDATED as u16;
+                (*(*old).t_data).t_infomask |= (HEAP_XMIN_COMMITTED | HEAP_XMIN_INVALID) as u16;
                 rewrite.carry(old);
                 heap_freetuple(old);
             } else {
@@ -298,45 +286,31 @@ unsafe fn carry_over(relid: Oid, transient: Oid, copied: &Copied, traces: &mut T
     }
 }
 
-/// Whether a delta row was deleted without a successor: then the fragment row that it took the place of counts as deleted.
-unsafe fn is_deleted(rel: Relation, at: &ItemPointerData) -> bool {
+/// Whether the delta row at `at` is one that `xid` inserted. If that is gone, every snapshot sees who removed it, and so the
+/// promotion before.
+unsafe fn is_inserted_by(rel: Relation, at: &ItemPointerData, xid: TransactionId) -> bool {
     let mut tuple = HeapTupleData { t_self: *at, ..Default::default() };
     let mut buffer: Buffer = 0;
     // SAFETY: `rel` is open and locked exclusively; the tuple is read while its buffer is pinned.
     unsafe {
-        if !compat::heap_fetch_any(rel, &mut tuple, &mut buffer) {
-            return true;
+        let found = compat::heap_fetch_any(rel, &mut tuple, &mut buffer);
+        let inserted = found && compat::tuple_xmin(tuple.t_data) == xid;
+        if found {
+            ReleaseBuffer(buffer);
         }
-        let header = tuple.t_data;
-        let mask = u32::from((*header).t_infomask);
-        let kept =
-            mask & HEAP_XMAX_INVALID != 0 || mask & HEAP_XMAX_LOCK_ONLY != 0 || tag(&(*header).t_ctid) != tag(at);
-        let deleted = !kept && {
-            let xid = if mask & HEAP_XMAX_IS_MULTI != 0 {
-                HeapTupleGetUpdateXid(header)
-            } else {
-                (*header).t_choice.t_heap.t_xmax
-            };
-            TransactionIdIsCurrentTransactionId(xid) || TransactionIdDidCommit(xid)
-        };
-        ReleaseBuffer(buffer);
-        deleted
+        inserted
     }
 }
 
-/// Makes `tuple` one that the mark's transaction deleted, or updated to the delta row.
-unsafe fn deleted_by(tuple: HeapTuple, mark: &Deletion, leads_on: bool) {
+/// Makes `tuple` one that the mark's transaction deleted.
+unsafe fn deleted_by(tuple: HeapTuple, mark: &Deletion) {
     // SAFETY: `tuple` is a copy in memory, its xmin frozen.
     unsafe {
         let header = (*tuple).t_data;
         (*header).t_infomask &= !(HEAP_XMAX_INVALID as u16);
+        (*header).t_infomask2 |= HEAP_KEYS_UPDATED as u16;
         (*header).t_choice.t_heap.t_xmax = mark.xmin;
         (*header).t_choice.t_heap.t_field3.t_cid = mark.own_command.unwrap_or(0);
-        if leads_on {
-            (*header).t_ctid = mark.delta;
-        } else {
-            (*header).t_infomask2 |= HEAP_KEYS_UPDATED as u16;
-        }
     }
 }
 
