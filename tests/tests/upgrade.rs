@@ -7,7 +7,7 @@ use postgres::Client;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use strata_tests::process::{as_server, run};
-use strata_tests::{Cluster, Options, checks, process, twin};
+use strata_tests::{Cluster, Options, checks, process, source_dir, twin};
 
 /// The installed script of the extension. Two servers that have the same one have the same build, or one that fits.
 fn script(sharedir: &Path) -> Option<Vec<u8>> {
@@ -25,7 +25,7 @@ fn newer(than: u32) -> Vec<(u32, PathBuf)> {
     let own = script(Path::new(own.trim()));
     assert!(own.is_some(), "the extension is not installed in the server under test");
     for major in than + 1..=18 {
-        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/tree");
+        let tree = source_dir().join("../.ci/tree");
         let where_is = Command::new(tree).args(["--where", &major.to_string()]).output().unwrap();
         let there = PathBuf::from(String::from_utf8(where_is.stdout).unwrap().trim());
         let usual = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config"));
