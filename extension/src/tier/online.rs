@@ -330,9 +330,15 @@ impl Changed {
     }
 }
 
-/// Copies old tuples into a new table as CLUSTER does, with their xmin and xmax.
+/// Copies old tuples into a new table as CLUSTER does, with their xmin and xmax. Unlike CLUSTER, it also keeps whether a tuple was
+/// deleted or its key changed (`HEAP_KEYS_UPDATED`, which `rewriteheap.c` leaves out): else a transaction with an older
+/// snapshot could lock the row FOR KEY SHARE, and refer to it by a foreign key.
 pub struct Rewrite {
     state: ext::RewriteState,
+    /// The old table, the new one, and its first block that this rewrite fills.
+    tables: (Relation, Relation, BlockNumber),
+    /// Something was deleted, or its key was changed.
+    keys_changed: bool,
     old: TupleDesc,
     new: TupleDesc,
     values: Vec<Datum>,
@@ -351,6 +357,8 @@ impl Rewrite {
             let natts = (*(*old).rd_att).natts as usize;
             Self {
                 state: guarded(|| ext::begin_heap_rewrite(old, new, oldest_xmin, form.relfrozenxid, form.relminmxid)),
+                tables: (old, new, RelationGetNumberOfBlocksInFork(new, ForkNumber::MAIN_FORKNUM)),
+                keys_changed: false,
                 old: (*old).rd_att,
                 new: (*new).rd_att,
                 values: vec![Datum::null(); natts],
@@ -394,7 +402,10 @@ impl Rewrite {
     /// Both are tuples in memory, and two.
     pub unsafe fn write(&mut self, old: HeapTuple, new: HeapTuple) {
         // SAFETY: the caller's promise.
-        unsafe { guarded(|| ext::rewrite_heap_tuple(self.state, old, new)) }
+        unsafe {
+            self.keys_changed |= u32::from((*(*old).t_data).t_infomask2) & HEAP_KEYS_UPDATED != 0;
+            guarded(|| ext::rewrite_heap_tuple(self.state, old, new));
+        }
     }
 
     /// Says that `tuple` is seen by nobody.
@@ -410,7 +421,82 @@ impl Rewrite {
 
     /// Writes what waits, and the last page.
     pub fn end(self) {
-        // SAFETY: begun in `begin`, ended once.
-        unsafe { guarded(|| ext::end_heap_rewrite(self.state)) }
+        // SAFETY: begun in `begin`, ended once; both tables are still open.
+        unsafe {
+            guarded(|| ext::end_heap_rewrite(self.state));
+            if self.keys_changed {
+                let (old, new, from) = self.tables;
+                tell_changed_keys(old, new, from);
+            }
+        }
+    }
+}
+
+/// Says of the tuples from block `from` of `new` on whether they were deleted or their key was changed: where a tuple has a successor, that
+/// is seen from the attributes that `old`'s keys have.
+unsafe fn tell_changed_keys(old: Relation, new: Relation, from: BlockNumber) {
+    // SAFETY: both are open; only this session knows `new`, so that its tuples stay as they are while a page is pinned.
+    unsafe {
+        let keys = RelationGetIndexAttrBitmap(old, IndexAttrBitmapKind::INDEX_ATTR_BITMAP_KEY);
+        for block in from..RelationGetNumberOfBlocksInFork(new, ForkNumber::MAIN_FORKNUM) {
+            pgrx::check_for_interrupts!();
+            let buffer = read(new, block, std::ptr::null_mut());
+            let mut updated: Vec<HeapTupleData> = Vec::new();
+            for_each_tuple(new, buffer, block, |tuple| {
+                let mask = u32::from((*tuple.t_data).t_infomask);
+                let locked_only = mask & HEAP_XMAX_LOCK_ONLY != 0
+                    || mask & (HEAP_XMAX_IS_MULTI | HEAP_XMAX_EXCL_LOCK) == HEAP_XMAX_EXCL_LOCK;
+                if mask & HEAP_XMAX_INVALID == 0 && !locked_only {
+                    updated.push(*tuple);
+                }
+            });
+            LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
+            updated.retain_mut(|tuple| !keeps_key(new, tuple, keys));
+            if !updated.is_empty() {
+                LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE as i32);
+                let log = GenericXLogStart(new);
+                let page = GenericXLogRegisterBuffer(log, buffer, GENERIC_XLOG_FULL_IMAGE as i32);
+                for tuple in &updated {
+                    let offset = tuple.t_self.ip_posid;
+                    let copy = compat::page_tuple(new, page, block, offset, compat::item_id(page, offset));
+                    (*copy.t_data).t_infomask2 |= HEAP_KEYS_UPDATED as u16;
+                }
+                GenericXLogFinish(log);
+                LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
+            }
+            ReleaseBuffer(buffer);
+        }
+    }
+}
+
+/// Whether a tuple that was updated or deleted has a successor in `rel` with the same values in the attributes `keys`.
+unsafe fn keeps_key(rel: Relation, tuple: &mut HeapTupleData, keys: *mut Bitmapset) -> bool {
+    // SAFETY: the tuple is pinned, its successor while it is looked at; the attributes are those of `rel`.
+    unsafe {
+        let next = (*tuple.t_data).t_ctid;
+        let has_successor = tag(&next) != tag(&tuple.t_self)
+            && tid::block(&next) < RelationGetNumberOfBlocksInFork(rel, ForkNumber::MAIN_FORKNUM);
+        let mut successor = HeapTupleData { t_self: next, ..Default::default() };
+        let mut buffer: Buffer = 0;
+        if !has_successor || !compat::heap_fetch_any(rel, &mut successor, &mut buffer) {
+            return false;
+        }
+        let desc = (*rel).rd_att;
+        let (mut same, mut member) = (true, -1);
+        while same {
+            member = bms_next_member(keys, member);
+            if member < 0 {
+                break;
+            }
+            let number = member + FirstLowInvalidHeapAttributeNumber;
+            let (mut a_null, mut b_null) = (false, false);
+            let a = heap_getattr(tuple, number, desc, &mut a_null);
+            let b = heap_getattr(&raw mut successor, number, desc, &mut b_null);
+            let attribute = compat::attribute(desc, number as usize - 1);
+            same = a_null == b_null
+                && (a_null || ext::datumIsEqual(a, b, attribute.attbyval, i32::from(attribute.attlen)));
+        }
+        ReleaseBuffer(buffer);
+        same
     }
 }
