@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Config,
     /// The server, or the agent, cannot be reached.
     Connection,
+    /// The place where backups are refuses to serve: its credentials, its name, what it can do.
+    Refused,
     /// Another process does the same work.
     Locked,
     /// Something that was stored is not what it was: a checksum, a format.
@@ -70,6 +72,7 @@ impl ErrorKind {
             Self::Usage => row("usage", 2, false, Some("See --help.")),
             Self::Config => row("configuration", 3, false, None),
             Self::Connection => row("connection", 4, true, None),
+            Self::Refused => row("refused", 3, false, None),
             Self::Locked => row("locked", 5, true, Some("Wait for the other process to end.")),
             Self::Damaged => {
                 row("damaged", 6, false, Some("Run \"strata verify\" to see all damage in the repository."))
@@ -91,10 +94,11 @@ impl ErrorKind {
     }
 
     /// All kinds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Usage,
         Self::Config,
         Self::Connection,
+        Self::Refused,
         Self::Locked,
         Self::Damaged,
         Self::Gap,
@@ -109,6 +113,11 @@ impl ErrorKind {
         Self::Forbidden,
         Self::Tool,
     ];
+
+    /// True when it is about a place, not about one of the things in it: it says nothing about what is there.
+    pub fn is_of_place(self) -> bool {
+        matches!(self, Self::Connection | Self::Refused | Self::Io | Self::DiskFull)
+    }
 
     /// The kind with this name.
     pub fn named(name: &str) -> Option<Self> {

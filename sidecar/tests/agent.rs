@@ -5,13 +5,12 @@
 
 mod common;
 
-use common::{Server, files, give, kill9, wait_for};
+use common::{Server, add_fragment, database_oid, files, give, kill9, wait_for};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use strata_fragment::{Builder, BuilderOptions, ColumnSpec, PhysicalType, Schema, Value as Cell};
 
 struct Agent(Child);
 
@@ -68,36 +67,6 @@ fn result(server: &Server, request: &Value) -> Value {
     let last = events.last().unwrap();
     assert_eq!(last["event"], "result", "{events:?}");
     last["result"].clone()
-}
-
-fn database_oid(server: &Server) -> u32 {
-    server.sql("SELECT oid FROM pg_database WHERE datname = 'postgres'").parse().unwrap()
-}
-
-/// Writes a fragment of some rows into the store and its row into the catalog. Returns its hash.
-fn add_fragment(server: &Server, seed: i64) -> String {
-    let dir = server.store().join(database_oid(server).to_string());
-    std::fs::create_dir_all(&dir).unwrap();
-    let column = ColumnSpec { name: "id".into(), attnum: 1, ty: PhysicalType::I64 };
-    let schema = Schema { columns: vec![column], sort_key: vec![0], keys: Vec::new() };
-    let mut builder = Builder::new(schema, BuilderOptions::default()).unwrap();
-    for row in 0..1000 {
-        builder.push_row(&[Cell::I64(seed * 1000 + row)]).unwrap();
-    }
-    let written = builder.finish(&dir).unwrap();
-    give(&server.store());
-    let hash = files(&dir)
-        .into_iter()
-        .max_by_key(|file| file.metadata().unwrap().modified().unwrap())
-        .map(|file| file.file_stem().unwrap().to_str().unwrap().to_owned())
-        .unwrap();
-    assert_eq!(hash, written.hash);
-    server.sql(&format!(
-        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes) \
-         VALUES ('t'::regclass, 1, '{hash}', {seed} * 1000, 1000, {}, 100)",
-        written.bytes
-    ));
-    hash
 }
 
 fn prepared() -> Server {

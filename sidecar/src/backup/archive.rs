@@ -12,6 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(50);
+/// The same where each look is a request.
+const POLL_REMOTE: Duration = Duration::from_millis(250);
 
 /// The `archive_command` that runs this program with its configuration.
 fn push_command(config: &Config) -> String {
@@ -107,7 +109,7 @@ pub async fn wait(
             }
             return Err(late(session, server, wanted, timeout).await);
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(if repository.storage().is_directory() { POLL } else { POLL_REMOTE }).await;
     }
 }
 

@@ -154,7 +154,7 @@ pub fn keep(
 ) -> Result<(u64, FragmentLogEntry)> {
     let below = names::fragment_relative_path(database.oid, &row.hash).unwrap_or_default();
     // From the look at the repository until the log names the fragment, nobody may remove it.
-    let _shared = repository.share_fragments()?;
+    let shared = repository.share_fragments()?;
     let copied = repository.put_fragment(&row.hash, &store.join(below))?;
     let entry = FragmentLogEntry {
         database_oid: database.oid,
@@ -165,6 +165,7 @@ pub fn keep(
         dropped: Vec::new(),
     };
     repository.log_fragment(&entry)?;
+    shared.require_held()?;
     Ok((copied, entry))
 }
 

@@ -98,6 +98,7 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
         info: &info,
         data_directory: &data_directory,
         repository: &repository,
+        lock: &lock,
         id: &id,
         dir: &dir,
         label,
@@ -164,7 +165,7 @@ fn check(config: &Config, info: &ServerInfo, data_directory: &Path) -> Result<()
     program::require_owner(data_directory)?;
     program::require_cluster(data_directory, info.system_identifier)?;
     archive::require_archiving(config, info)?;
-    if real(&config.repository.path).starts_with(real(data_directory)) {
+    if config.repository.path.as_ref().is_some_and(|path| real(path).starts_with(real(data_directory))) {
         return Err(Error::new(
             ErrorKind::Config,
             format!("the repository \"{}\" is inside the data directory", config.repository.root().display()),
@@ -211,6 +212,7 @@ struct Run<'a> {
     info: &'a ServerInfo,
     data_directory: &'a Path,
     repository: &'a Repository,
+    lock: &'a Lock,
     id: &'a str,
     dir: &'a Path,
     label: Option<&'a str>,
@@ -236,7 +238,7 @@ impl Run<'_> {
             .await?;
         let start_lsn = server::lsn(row.get(0));
         archive::keep_history(self.config, self.session, self.data_directory).await?;
-        let infile = self.repository.tool().map(|_| Infile::create(self.dir)).transpose()?;
+        let infile = self.repository.tool().map(|_| Infile::create(self.repository.storage(), self.dir)).transpose()?;
         let (mut scan, copied) = self.copy_files(start_lsn, infile.as_ref()).await?;
         let listed_at = SystemTime::now();
         let before = fragments::read_all(self.conninfo, self.session).await?;
@@ -301,6 +303,7 @@ impl Run<'_> {
             manifest_blake3,
             tool,
         };
+        self.lock.require_held()?;
         self.repository.record_backup(&entry)?;
         Ok((entry, damage))
     }

@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::repository::catalog::ThroughTool;
 use crate::repository::manifest::Manifest;
 use crate::repository::objects::{ObjectKind, StoredObject};
+use crate::repository::storage::{Scratch, Storage};
 use crate::repository::{Repository, fsio};
 use crate::tool::fragments::{self, FragmentFile, Sent};
 use crate::tool::send::NewObject;
@@ -34,28 +35,41 @@ use strata_catalog::names;
 /// How long a backup waits for an agent that sends fragments.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
-/// The list of what goes through the pipes.
+/// The list of what goes through the pipes: a file of this machine, for the tool reads it.
 #[derive(Clone, Debug)]
-pub struct Infile(PathBuf);
+pub struct Infile {
+    file: Scratch,
+    place: PathBuf,
+}
 
 impl Infile {
     /// Creates an empty one in a backup's folder.
-    pub fn create(dir: &Path) -> Result<Self> {
-        let this = Self(dir.join("infile.jsonl"));
+    pub fn create(storage: &Storage, dir: &Path) -> Result<Self> {
+        let place = dir.join("infile.jsonl");
+        let this = Self { file: storage.scratch(&place)?, place };
         this.append(&[])?;
         Ok(this)
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.file.path
     }
 
     fn append(&self, lines: &[Value]) -> Result<()> {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let path = &self.file.path;
         let mut file =
-            OpenOptions::new().create(true).append(true).mode(fsio::FILE_MODE).open(&self.0).at("open", &self.0)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).at("write", &self.0)
+            OpenOptions::new().create(true).append(true).mode(fsio::FILE_MODE).open(path).at("open", path)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).at("write", path)
+    }
+
+    /// Puts it into the backup's folder, where it is not there already.
+    fn keep(&self, storage: &Storage) -> Result<()> {
+        if storage.is_directory() {
+            return Ok(());
+        }
+        storage.write(&self.place, &std::fs::read(&self.file.path).at("read", &self.file.path)?)
     }
 
     /// The streams of hot data.
@@ -150,6 +164,7 @@ pub fn close(
     let level = tool.spec().compress_level;
     let object = if level > 0 { "log.tar.zst" } else { "log.tar" };
     infile.append(&[json!({"kind": "log", "object": object})])?;
+    infile.keep(repository.storage())?;
     let new =
         NewObject { kind: ObjectKind::Log, backup: &manifest.id, object, compress_level: level, infile: infile.path() };
     let mut sending = tool.send(repository, &new)?;

@@ -11,6 +11,9 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+/// Libraries that say at their lowest levels what they send: signed addresses and headers. They never get that far.
+const RESERVED: [&str; 4] = ["ureq=debug", "ureq_proto=info", "rustls=info", "rusty_s3=info"];
+
 /// Starts the log on standard error. `STRATA_LOG` overrides the level, in the form of `tracing_subscriber`'s filter.
 pub fn start_log(quiet: bool, verbose: u8) {
     let level = match (quiet, verbose) {
@@ -20,8 +23,14 @@ pub fn start_log(quiet: bool, verbose: u8) {
         (false, _) => "debug",
     };
     let filter = std::env::var("STRATA_LOG").unwrap_or_else(|_| format!("off,strata_sidecar={level}"));
+    let mut filter = tracing_subscriber::EnvFilter::new(filter);
+    if std::env::var_os("STRATA_LOG").is_some() {
+        for one in RESERVED.iter().filter_map(|one| one.parse().ok()) {
+            filter = filter.add_directive(one);
+        }
+    }
     let started = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())

@@ -6,6 +6,7 @@
 //! from the server's data directory, from a shell, and from a service manager.
 
 pub mod drill;
+pub mod repository;
 pub mod retention;
 pub mod schedule;
 pub mod template;
@@ -15,6 +16,7 @@ pub mod wal;
 use crate::error::{AtPath, Error, ErrorKind, Result};
 pub use drill::DrillConfig;
 use jiff::SignedDuration;
+pub use repository::{RepositoryConfig, S3Config};
 pub use retention::RetentionConfig;
 pub use schedule::ScheduleConfig;
 use serde::{Deserialize, Serialize};
@@ -78,32 +80,6 @@ pub struct MemberConfig {
     /// The directory of `postgres` and `pg_ctl`; found by the server's version when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bin_directory: Option<PathBuf>,
-}
-
-/// Where backups are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RepositoryConfig {
-    /// The directory.
-    pub path: PathBuf,
-    /// Never write: no backup, no WAL, no fragment log. `strata recover` sets it for the server that it brings back.
-    #[serde(default)]
-    pub read_only: bool,
-    /// Make the repository when there is none. False keeps WAL from going to the wrong place when the repository's file system
-    /// is not mounted.
-    #[serde(default = "yes")]
-    pub create: bool,
-}
-
-impl RepositoryConfig {
-    /// What all names in it begin with: its directory.
-    pub fn root(&self) -> PathBuf {
-        self.path.clone()
-    }
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// How backups are taken.
@@ -243,7 +219,7 @@ impl Config {
             )));
         }
         let paths = [
-            ("repository.path", Some(&config.repository.path)),
+            ("repository.path", config.repository.path.as_ref()),
             ("member.data_directory", config.member.data_directory.as_ref()),
             ("member.store", config.member.store.as_ref()),
             ("member.bin_directory", config.member.bin_directory.as_ref()),
@@ -256,6 +232,7 @@ impl Config {
                 return Err(bad(format!("{key} is \"{}\", but must be an absolute path", path.display())));
             }
         }
+        config.repository.check().map_err(&bad)?;
         let levels = zstd::compression_level_range();
         if !levels.contains(&config.backup.compress_level) {
             return Err(bad(format!(
@@ -337,6 +314,19 @@ mod tests {
         Config::parse(text, Path::new("/x/strata.toml"))
     }
 
+    fn s3(inside: &str) -> String {
+        GOOD.replace("path = \"/srv/repo\"", &format!("s3 = {{ {inside} }}"))
+    }
+
+    #[test]
+    fn a_bucket_has_a_place_and_defaults() {
+        let config = parse(&s3("bucket = \"b\", prefix = \"a/b\", endpoint = \"https://h:1\"")).unwrap();
+        assert_eq!(config.repository.root(), Path::new("s3://b/a/b"));
+        let s3 = config.repository.s3.clone().unwrap();
+        assert!(s3.path_style && !s3.allow_http);
+        assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+    }
+
     #[test]
     fn the_rest_has_defaults() {
         let config = parse(GOOD).unwrap();
@@ -364,6 +354,13 @@ mod tests {
             (format!("{GOOD}\n[backup]\ncompress_level = 99"), "99"),
             (format!("{GOOD}\n[backup]\narchive_timeout = \"soon\""), "soon"),
             (format!("{GOOD}\n[backup]\narchive_timeout = \"0s\""), "above zero"),
+            (GOOD.replace("path = \"/srv/repo\"", ""), "neither path nor s3"),
+            (format!("{GOOD}\ns3 = {{ bucket = \"b\" }}"), "both path and s3"),
+            (s3("bucket = \"b\", endpoint = \"http://h\""), "without TLS"),
+            (s3("bucket = \"b\", endpoint = \"https://u:p@h\""), "user or password"),
+            (s3("bucket = \"b\", prefix = \"/x/\""), "repository.s3.prefix"),
+            (s3("bucket = \"b\", secret_access_key = \"x\""), "secret_access_key"),
+            (s3("bucket = \"b\", ca_file = \"x\""), "absolute"),
             (format!("{GOOD}\n[vault]\nx = 1"), "vault"),
             (format!("{GOOD}\n[wal]\nkeep_limit = \"10\""), "\"10\" is not a size"),
             (format!("{GOOD}\n[wal]\npush_jobs = 0"), "from 1 to 64"),

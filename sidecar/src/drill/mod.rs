@@ -74,7 +74,10 @@ pub async fn run(config: &Config, request: &DrillRequest, progress: &Progress) -
     scratch.clear().await?;
     if let Err(error) = tried {
         // What another process or the command line is to blame for says nothing about the repository.
-        if matches!(error.kind, ErrorKind::Usage | ErrorKind::Config | ErrorKind::Locked | ErrorKind::Forbidden) {
+        if matches!(
+            error.kind,
+            ErrorKind::Usage | ErrorKind::Config | ErrorKind::Refused | ErrorKind::Locked | ErrorKind::Forbidden
+        ) {
             return Err(error);
         }
         entry.problems.push(error.full_text());

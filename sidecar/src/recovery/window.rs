@@ -203,7 +203,7 @@ fn limit_above(next: Option<&Cut>, to: Lsn) -> bool {
 fn refused(plan: std::result::Result<(), Error>) -> Result<Option<String>> {
     match plan {
         Ok(()) => Ok(None),
-        Err(error) if matches!(error.kind, ErrorKind::Io | ErrorKind::DiskFull | ErrorKind::Config) => Err(error),
+        Err(error) if error.kind.is_of_place() || error.kind == ErrorKind::Config => Err(error),
         Err(error) => Ok(Some(error.message)),
     }
 }

@@ -110,7 +110,7 @@ impl Repository {
         self.writable()?;
         let to = self.fragment_path(hash)?;
         // What is there now must not be removed before it is known to be there.
-        let _shared = self.share_fragments()?;
+        let shared = self.share_fragments()?;
         let there = self.storage().exists(&to)?;
         if let Some(tool) = self.tool().filter(|_| !there) {
             let file = FragmentFile { hash: hash.to_owned(), path: from.to_owned() };
@@ -118,9 +118,11 @@ impl Repository {
         }
         if there {
             self.storage().confirm(&to, &self.fragments_dir())?;
+            shared.require_held()?;
             return Ok(0);
         }
         let (published, bytes) = self.storage().put_checked(from, &to, hash)?;
+        shared.require_held()?;
         Ok(if published == Published::New { bytes } else { 0 })
     }
 
@@ -138,16 +140,16 @@ impl Repository {
         }
         let only = missing.len() == 1;
         let backup = format!("log-{}", Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ"));
-        let infile = self.objects_dir().join(format!(".{backup}.jsonl.tmp"));
-        fsio::create_dirs(&self.objects_dir())?;
+        let scratch = self.storage().scratch(&self.objects_dir().join(format!(".{backup}.jsonl.tmp")))?;
+        let infile = &scratch.path;
         let lines: String = missing
             .iter()
             .map(|file| format!("{}\n", serde_json::json!({"kind": "fragment", "hash": file.hash, "file": file.path})))
             .collect();
-        std::fs::write(&infile, lines).map_err(|error| Error::io("write", &infile, error))?;
-        let sent = tool::fragments::send(self, tool, &backup, &infile, missing, wait, |_| Ok(()), &Progress::silent());
+        std::fs::write(infile, lines).map_err(|error| Error::io("write", infile, error))?;
+        let sent = tool::fragments::send(self, tool, &backup, infile, missing, wait, |_| Ok(()), &Progress::silent());
         // It is swept when this fails.
-        let _ = std::fs::remove_file(&infile);
+        let _ = std::fs::remove_file(infile);
         let mut sent = sent?;
         match sent.failed.pop() {
             Some((_, error)) if only => Err(error),

@@ -1,23 +1,38 @@
-//! Locks between processes: an advisory lock (`flock`) on a file that stays. The kernel gives it up when its holder dies,
-//! however it dies, so a lock is never stale.
+//! Locks between processes. In a directory: an advisory lock (`flock`) on a file that stays. The kernel gives it up when its holder dies,
+//! however it dies, so a lock is never stale. In a bucket: a lease ([`super::storage::lease`]).
 
+use super::storage::lease::Lease;
 use crate::error::{AtPath, Error, ErrorKind, Result};
 use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A held lock. Dropping it gives it up.
 #[derive(Debug)]
-pub struct Lock {
-    file: File,
+pub struct Lock(Held);
+
+#[derive(Debug)]
+enum Held {
+    Flock(File),
+    Lease(Arc<Lease>),
+}
+
+impl From<Arc<Lease>> for Lock {
+    fn from(lease: Arc<Lease>) -> Self {
+        Self(Held::Lease(lease))
+    }
 }
 
 impl Lock {
     /// Fails when the lock was lost: work that relies on it must not go on.
     pub fn require_held(&self) -> Result<()> {
-        Ok(())
+        match &self.0 {
+            Held::Flock(_) => Ok(()),
+            Held::Lease(lease) => lease.require_held(),
+        }
     }
 
     /// Takes the lock at `path`, or fails at once when another process has it. `what` says what it is for.
@@ -53,7 +68,7 @@ impl Lock {
         // A full disk must not keep anyone from taking the lock that lets them clean up.
         let mut note = note;
         let _ = note();
-        Ok(Self { file })
+        Ok(Self(Held::Flock(file)))
     }
 
     /// Takes the lock at `path` together with others that share it; waits for a holder who does not share.
@@ -70,7 +85,7 @@ impl Lock {
         let file = open().at("open the lock file", path)?;
         loop {
             match rustix::fs::flock(&file, FlockOperation::LockShared) {
-                Ok(()) => return Ok(Self { file }),
+                Ok(()) => return Ok(Self(Held::Flock(file))),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(Error::io("lock", path, error)),
             }
@@ -88,7 +103,7 @@ impl Lock {
         }
         let Ok(file) = opened else { return Ok(None) };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(Some(Self { file })),
+            Ok(()) => Ok(Some(Self(Held::Flock(file)))),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(Error::new(ErrorKind::Locked, format!("another process holds the lock \"{}\"", path.display())))
             }
@@ -96,17 +111,20 @@ impl Lock {
         }
     }
 
-    /// The file that the lock is on. The lock lasts as long as the file is open anywhere, so a child process that gets it
-    /// holds the lock on.
-    pub fn into_file(self) -> File {
-        self.file
+    /// The file that the lock is on; none when it is a lease. The lock lasts as long as the file is open anywhere, so a child
+    /// process that gets it holds the lock on.
+    pub fn into_file(self) -> Option<File> {
+        match self.0 {
+            Held::Flock(file) => Some(file),
+            Held::Lease(_) => None,
+        }
     }
 
     /// Takes a lock on a directory itself, which leaves no file.
     pub fn of_directory(dir: &Path, what: &str) -> Result<Self> {
         let file = File::open(dir).at("open", dir)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { file }),
+            Ok(()) => Ok(Self(Held::Flock(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(Error::new(ErrorKind::Locked, format!("another process holds the lock for {what}")))
             }

@@ -1,4 +1,4 @@
-//! The native repository: a directory whose layout is documented (`docs/design/repository-format.md`) and readable with
+//! The native repository: a directory, or a bucket ([`storage`]), whose layout is documented (`docs/design/repository-format.md`) and readable with
 //! `zstd`, `b3sum` and a JSON viewer.
 //!
 //! ```text
@@ -48,6 +48,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::Storage;
+
+/// What names begin with under which a bucket is tried.
+const CONDITIONS: &str = ".conditions-";
 
 /// The version of the layout that this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -119,6 +122,12 @@ impl Repository {
                 )
                 .with_hint("Name an empty directory, or one that holds a repository, as repository.path."));
             }
+            if let Storage::Bucket(bucket) = &repository.storage {
+                let mut unique = blake3::Hasher::new();
+                unique.update(format!("{} {:?}", std::process::id(), std::time::SystemTime::now()).as_bytes());
+                let name = format!("{CONDITIONS}{}", unique.finalize().to_hex());
+                bucket.require_conditions(&repository.root.join(name))?;
+            }
             let head = RepositoryFile { format: FORMAT, created_at: Timestamp::now() };
             repository.storage.write_new_sealed(&repository.root.join("repository.json"), &head)?;
         }
@@ -129,7 +138,7 @@ impl Repository {
     fn at(config: &Config) -> Result<Self> {
         Ok(Self {
             root: config.repository.root(),
-            storage: Storage::Directory,
+            storage: Storage::of(&config.repository)?,
             system: config.system.clone(),
             member: config.member.name.clone(),
             read_only: config.repository.read_only,
@@ -332,6 +341,16 @@ impl Repository {
 
     /// Removes what interrupted writes left anywhere in the member's part, and among the system's fragments.
     pub fn sweep_temporary(&self) -> Result<()> {
+        // In a bucket nothing is there before it is whole; what was not completed is found in one list.
+        if let Storage::Bucket(bucket) = &self.storage {
+            return match bucket.sweep(&self.system_dir(), storage::bucket::ABANDONED) {
+                Err(error) if matches!(error.kind, ErrorKind::Refused | ErrorKind::Io) => {
+                    tracing::warn!("uploads of processes that died are not looked for: {}", error.full_text());
+                    Ok(())
+                }
+                other => other.map(drop),
+            };
+        }
         let member = self.member_dir();
         let mut dirs = vec![
             member.clone(),
@@ -356,7 +375,9 @@ impl Repository {
 
     /// True when there is more than what a new file system or a write in progress puts there.
     fn holds_other_things(&self) -> Result<bool> {
-        Ok(self.storage.list(&self.root)?.iter().any(|name| name != "lost+found"))
+        // Somebody who was asking whether a bucket knows conditions may have died.
+        let ours = |name: &str| name == "lost+found" || name.starts_with(CONDITIONS);
+        Ok(self.storage.list(&self.root)?.iter().any(|name| !ours(name)))
     }
 }
 

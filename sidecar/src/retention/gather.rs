@@ -51,7 +51,8 @@ pub fn facts(repository: &Repository, now: Timestamp) -> Result<Facts> {
         let planned = plan::plan(repository, &request).and_then(|plan| plan.require_complete());
         let unusable = match planned {
             Ok(()) => None,
-            Err(error) if matches!(error.kind, ErrorKind::Io | ErrorKind::DiskFull) => return Err(error),
+            // A repository that cannot be reached says nothing about what is in it.
+            Err(error) if error.kind.is_of_place() => return Err(error),
             Err(error) => Some(error.message),
         };
         backups.push(BackupFact { entry, unusable });

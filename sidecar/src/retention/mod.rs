@@ -89,11 +89,11 @@ pub fn locked(
     config: &Config,
     repository: &Repository,
     request: &ExpireRequest,
-    _lock: &Lock,
+    lock: &Lock,
     progress: &Progress,
 ) -> Result<Report> {
-    let _recoveries = repository.lock_recoveries()?;
-    at(config, repository, request, Timestamp::now(), progress)
+    let recoveries = repository.lock_recoveries()?;
+    at(config, repository, request, Timestamp::now(), &[lock, &recoveries], progress)
 }
 
 fn at(
@@ -101,6 +101,7 @@ fn at(
     repository: &Repository,
     request: &ExpireRequest,
     now: Timestamp,
+    locks: &[&Lock],
     progress: &Progress,
 ) -> Result<Report> {
     let look = look(config, repository, request, now, progress)?;
@@ -108,7 +109,7 @@ fn at(
     progress.phase("expire", 0, "removing what is not kept");
     if !look.nothing() {
         trust(config, repository, request, &look)?;
-        apply(config, repository, request, &look, &mut report)?;
+        apply(config, repository, request, &look, locks, &mut report)?;
     }
     Ok(report)
 }
@@ -190,8 +191,11 @@ fn apply(
     repository: &Repository,
     request: &ExpireRequest,
     look: &Look,
+    locks: &[&Lock],
     report: &mut Report,
 ) -> Result<()> {
+    // Nothing goes without it, however long what went before took.
+    let held = || locks.iter().copied().try_for_each(Lock::require_held);
     let removed: Vec<String> = look.decision.removed(&look.facts).into_iter().map(str::to_owned).collect();
     let mut expiring = look.expiring.clone();
     expiring.backups.extend(removed.iter().cloned());
@@ -200,10 +204,12 @@ fn apply(
     failpoint::hit(failpoint::EXPIRE_DECIDED);
 
     for id in &removed {
+        held()?;
         repository.forget_backup(id)?;
         failpoint::hit(failpoint::EXPIRE_ENTRY);
     }
     for id in removed.iter().chain(&look.leavings) {
+        held()?;
         remove_folder(repository, id)?;
     }
 
@@ -214,13 +220,14 @@ fn apply(
     repository.write_expired(&expired)?;
     let mut folders = BTreeSet::new();
     for file in &look.remove_wal {
+        held()?;
         repository.storage().remove(&file.path)?;
         folders.insert(fsio::parent(&file.path).to_owned());
         failpoint::hit(failpoint::EXPIRE_WAL);
     }
     folders.iter().try_for_each(|folder| repository.storage().sync(folder))?;
 
-    match fragments(config, repository, request, look) {
+    match fragments(config, repository, request, look, locks) {
         Ok(()) => {}
         // They go next time: expire.json still names them.
         Err(error) if error.kind == ErrorKind::Locked => {
@@ -245,19 +252,27 @@ fn remove_folder(repository: &Repository, id: &str) -> Result<()> {
     repository.remove_unfinished(id)
 }
 
-fn fragments(config: &Config, repository: &Repository, request: &ExpireRequest, look: &Look) -> Result<()> {
+fn fragments(
+    config: &Config,
+    repository: &Repository,
+    request: &ExpireRequest,
+    look: &Look,
+    locks: &[&Lock],
+) -> Result<()> {
     if look.fragments.remove.is_empty() && look.fragments.entries.is_empty() {
         return Ok(());
     }
     let others = gather::others(repository)?;
-    let _others = lock_others(&others)?;
-    let _lock = lock_fragments(repository)?;
+    let others = lock_others(&others)?;
+    let lock = lock_fragments(repository)?;
+    let held = || locks.iter().copied().chain(&others).chain([&lock]).try_for_each(Lock::require_held);
     // Entries may have come since, here or at another member.
     let decided = decide::decide(&config.retention, &look.facts);
     let released = &look.expiring.fragments;
     let verdict = gather::fragments(repository, &look.facts, &decided, released, request.store.as_deref())?;
     let mut folders = BTreeSet::new();
     for path in &verdict.entries {
+        held()?;
         repository.storage().remove(path)?;
         folders.insert(fsio::parent(path).to_owned());
         failpoint::hit(failpoint::EXPIRE_LOG);
@@ -265,6 +280,7 @@ fn fragments(config: &Config, repository: &Repository, request: &ExpireRequest, 
     folders.iter().try_for_each(|folder| repository.storage().sync(folder))?;
     folders.clear();
     for hash in verdict.remove.keys() {
+        held()?;
         let path = repository.fragment_path(hash)?;
         repository.storage().remove(&path)?;
         folders.insert(fsio::parent(&path).to_owned());
@@ -286,10 +302,12 @@ pub(crate) fn lock_others(others: &[Repository]) -> Result<Vec<Lock>> {
 /// The lock of the fragments, exclusively. Copies in progress are waited for.
 pub(crate) fn lock_fragments(repository: &Repository) -> Result<Lock> {
     let began = Instant::now();
+    let mut pause = Duration::from_millis(20);
     loop {
         match repository.lock_fragments() {
             Err(error) if error.kind == ErrorKind::Locked && began.elapsed() < FRAGMENT_LOCK => {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(500));
             }
             other => return other,
         }

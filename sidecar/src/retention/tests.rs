@@ -24,7 +24,7 @@ fn expire(archive: &Archive, text: &str, second: i64) -> Report {
 
 fn try_expire(archive: &Archive, text: &str, second: i64, trust_clock: bool) -> Result<Report> {
     let request = ExpireRequest { trust_clock, ..ExpireRequest::default() };
-    at(&rules(archive, text), &archive.repository, &request, time(second), &Progress::silent())
+    at(&rules(archive, text), &archive.repository, &request, time(second), &[], &Progress::silent())
 }
 
 fn kept(report: &Report) -> Vec<&str> {

@@ -237,6 +237,7 @@ pub fn forget_backup(repository: &Repository, tool: &Tool, id: &str, last: bool)
         .filter(|object| object.tool == tool.name())
         .partition(|object| own(object) && object.member == repository.member() || unneeded(object));
     for object in going.iter().filter(|object| object.kind == ObjectKind::Fragments) {
+        fragments.require_held()?;
         repository.write_object(&StoredObject { state: ObjectState::Started, ..object.clone() })?;
     }
     drop(fragments);

@@ -65,6 +65,7 @@ pub struct Finding {
 struct Findings {
     found: Mutex<BTreeSet<Finding>>,
     notes: Mutex<BTreeSet<String>>,
+    unreachable: Mutex<Option<Error>>,
     bytes: AtomicU64,
     left_out: AtomicU64,
     selection: Selection,
@@ -85,6 +86,19 @@ impl Findings {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(finding);
     }
 
+    /// What could not be read is damage, unless it could not be asked for: a repository that cannot be reached says nothing about what is in it.
+    fn failed(&self, kind: &'static str, name: impl Into<String>, error: Error) {
+        if matches!(error.kind, ErrorKind::Connection | ErrorKind::Refused) {
+            return self.unreachable(error);
+        }
+        self.add(kind, name, error.message);
+    }
+
+    /// The check is not complete for this reason.
+    fn unreachable(&self, error: Error) {
+        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
     fn note(&self, text: String) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).insert(text);
     }
@@ -103,15 +117,42 @@ pub fn run(config: &Config, listing: bool, selection: Selection, progress: &Prog
     let findings = Findings {
         found: Mutex::new(BTreeSet::new()),
         notes: Mutex::new(BTreeSet::new()),
+        unreachable: Mutex::new(None),
         bytes: AtomicU64::new(0),
         left_out: AtomicU64::new(0),
         selection,
     };
-    let workers = config.backup.workers();
     let mut report = Report::default();
+    if let Err(error) = look(config, &repository, listing, &findings, &mut report, progress) {
+        findings.unreachable(error);
+    }
+    report.bytes = findings.bytes.into_inner();
+    report.left_out = findings.left_out.into_inner();
+    report.notes = findings.notes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
+    report.damage = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
+    match findings.unreachable.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // What was found before is said all the same.
+        Some(error) if report.damage.is_empty() => Err(error),
+        Some(error) => {
+            report.notes.push(format!("the check is not complete: {}", error.message));
+            Ok(report)
+        }
+        None => Ok(report),
+    }
+}
 
+/// Looks at everything, and adds what it finds. An error ends it.
+fn look(
+    config: &Config,
+    repository: &Repository,
+    listing: bool,
+    findings: &Findings,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<()> {
+    let workers = config.backup.workers();
     if let Err(error) = repository.identity() {
-        findings.add("repository", "member.json", error.message);
+        findings.failed("repository", "member.json", error);
     }
     let mut entries = Vec::new();
     for id in repository.backup_ids()? {
@@ -119,15 +160,15 @@ pub fn run(config: &Config, listing: bool, selection: Selection, progress: &Prog
         match repository.backup(&id) {
             Ok(Some(entry)) => entries.push(entry),
             Ok(None) => findings.add("backup", &id, "its name in the catalog is not that of a backup"),
-            Err(error) => findings.add("backup", &id, error.message),
+            Err(error) => findings.failed("backup", &id, error),
         }
     }
     report.interrupted_backups = repository.unfinished_backups()?;
     let mut needed: BTreeMap<String, String> = BTreeMap::new();
     for entry in &entries {
-        backup(&repository, entry, workers, &findings, &mut needed, progress);
+        backup(repository, entry, workers, findings, &mut needed, progress);
     }
-    report.wal_files = wal::check(&repository, &entries, workers, &findings, progress)?;
+    report.wal_files = wal::check(repository, &entries, workers, findings, progress)?;
     for path in repository.fragment_log_paths()? {
         report.fragment_log_entries += 1;
         match repository.storage().read_sealed_required::<FragmentLogEntry>(&path) {
@@ -138,17 +179,13 @@ pub fn run(config: &Config, listing: bool, selection: Selection, progress: &Prog
             }
             Err(error) => {
                 let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-                findings.add("fragment_log", name, error.message);
+                findings.failed("fragment_log", name, error);
             }
         }
     }
-    report.fragments = fragments(&repository, &needed, workers, &findings, progress)?;
-    (report.objects, report.objects_read) = tool::check(&repository, &entries, listing, &findings, progress)?;
-    report.bytes = findings.bytes.into_inner();
-    report.left_out = findings.left_out.into_inner();
-    report.notes = findings.notes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
-    report.damage = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
-    Ok(report)
+    report.fragments = fragments(repository, &needed, workers, findings, progress)?;
+    (report.objects, report.objects_read) = tool::check(repository, &entries, listing, findings, progress)?;
+    Ok(())
 }
 
 impl Report {
@@ -196,7 +233,7 @@ fn backup(
     progress.phase_bytes("backup", entry.stored_bytes, format!("verifying backup {}", entry.id));
     let manifest = match repository.manifest(&entry.id, &entry.manifest_blake3) {
         Ok(manifest) => manifest,
-        Err(error) => return findings.add("backup", &entry.id, error.message),
+        Err(error) => return findings.failed("backup", &entry.id, error),
     };
     // A fragment that a backup had to do without may have come into the repository later; then all is well.
     for fragment in &manifest.fragments {
@@ -230,7 +267,7 @@ fn backup(
         if let Err(error) =
             pack(repository, &manifest, *at, by_pack.get(*at).map_or(&[], Vec::as_slice), findings, progress)
         {
-            findings.add("backup", &entry.id, error.message);
+            findings.failed("backup", &entry.id, error);
         }
     });
 }
@@ -294,22 +331,30 @@ fn fragments(
 ) -> Result<u64> {
     let there = repository.fragments()?;
     progress.phase_bytes("fragments", there.iter().map(|(_, bytes)| bytes).sum(), "verifying fragments");
+    let gone: Mutex<BTreeSet<String>> = Mutex::default();
     each(&there, workers, |(hash, bytes)| {
         let checked = repository.fragment_path(hash).and_then(|path| {
             if !findings.takes(repository, &path) {
                 return Ok(());
             }
+            // What was listed a moment ago may have been expired. Whether it is needed is seen below.
+            let Some(file) = repository.storage().as_file(&path)? else {
+                gone.lock().unwrap_or_else(PoisonError::into_inner).insert(hash.clone());
+                return Ok(());
+            };
             findings.bytes.fetch_add(*bytes, Ordering::Relaxed);
-            strata_fragment::verify_file(&path)
+            strata_fragment::verify_file(&file.path)
                 .map(drop)
                 .map_err(|error| Error::damaged(format_args!("\"{}\"", path.display()), error))
         });
         if let Err(error) = checked {
-            findings.add("fragment", hash, error.message);
+            findings.failed("fragment", hash, error);
         }
         progress.advance(*bytes);
     });
-    let there: BTreeSet<&str> = there.iter().map(|(hash, _)| hash.as_str()).collect();
+    let gone = gone.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let there: BTreeSet<&str> =
+        there.iter().map(|(hash, _)| hash.as_str()).filter(|hash| !gone.contains(*hash)).collect();
     for (hash, by) in needed {
         if !there.contains(hash.as_str()) && repository.fragment_object(hash)?.is_none() {
             findings.add("fragment", hash, format!("it is not in the repository, though {by} names it"));

@@ -22,7 +22,7 @@ pub(super) fn check(
 ) -> Result<(u64, u64)> {
     let (documents, damaged) = repository.objects()?;
     for error in damaged {
-        findings.add("object", "objects", error.message);
+        findings.failed("object", "objects", error);
     }
     let mut objects: BTreeMap<String, StoredObject> = BTreeMap::new();
     for object in documents {

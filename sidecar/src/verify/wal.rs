@@ -27,7 +27,7 @@ pub fn check(
     let expired = match repository.expired() {
         Ok(expired) => expired,
         Err(error) => {
-            findings.add("repository", "expired.json", error.message);
+            findings.failed("repository", "expired.json", error);
             None
         }
     };
@@ -35,7 +35,7 @@ pub fn check(
     progress.phase("wal", names.len() as u64, "verifying the WAL archive");
     each(&names, workers, |name| {
         if let Err(error) = file(repository, name, &expired, findings) {
-            findings.add("wal", name, error.message);
+            findings.failed("wal", name, error);
         }
         progress.advance(1);
     });

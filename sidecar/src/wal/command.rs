@@ -97,7 +97,7 @@ fn start(config: &Config, data: &Path, lock: Lock) -> Result<()> {
         .arg(&config.file)
         .args(["wal", "pusher"])
         .arg(data)
-        .stdin(Stdio::from(lock.into_file()))
+        .stdin(lock.into_file().map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .current_dir("/")

@@ -2,11 +2,15 @@
 //! `postgres` when the tests run as the superuser. Everything is stopped and removed when it is dropped.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod promises;
+pub mod s3;
+
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use strata_fragment::{Builder, BuilderOptions, ColumnSpec, PhysicalType, Schema, Value as Cell};
 
 /// The user that runs the servers.
 const USER: &str = "postgres";
@@ -113,6 +117,11 @@ impl Server {
 
     /// With lines for `postgresql.conf`, and perhaps another place for the repository.
     pub fn start_with(settings: &str, repository: Option<&Path>) -> Self {
+        Self::start_in(settings, repository, None)
+    }
+
+    /// With a `[repository]` of its own.
+    pub fn start_in(settings: &str, repository: Option<&Path>, section: Option<&str>) -> Self {
         let temporary = tempfile::Builder::new().prefix("strata-t-").tempdir().unwrap();
         let dir = temporary.path().to_owned();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -121,13 +130,13 @@ impl Server {
         let port = free_port();
         let config = dir.join("strata.toml");
         let repository = repository.map_or_else(|| dir.join("repo"), Path::to_owned);
+        let section = section.map_or_else(|| format!("path = \"{}\"", repository.display()), str::to_owned);
         std::fs::write(
             &config,
             format!(
                 "system = \"test\"\n[member]\nname = \"one\"\nconninfo = \"host={} port={port} user=postgres dbname=postgres\"\n\
-                 [repository]\npath = \"{}\"\n[backup]\narchive_timeout = \"20s\"\n[agent]\nfragment_interval = \"200ms\"\nmirror_interval = \"500ms\"\n",
-                dir.display(),
-                repository.display()
+                 [repository]\n{section}\n[backup]\narchive_timeout = \"20s\"\n[agent]\nfragment_interval = \"200ms\"\nmirror_interval = \"500ms\"\n",
+                dir.display()
             ),
         )
         .unwrap();
@@ -356,4 +365,35 @@ pub fn descendants(top: u32) -> Vec<u32> {
         at += 1;
     }
     all
+}
+
+/// The database in which the tests work.
+pub fn database_oid(server: &Server) -> u32 {
+    server.sql("SELECT oid FROM pg_database WHERE datname = 'postgres'").parse().unwrap()
+}
+
+/// Writes a fragment of some rows into the store and its row into the catalog. Returns its hash.
+pub fn add_fragment(server: &Server, seed: i64) -> String {
+    let dir = server.store().join(database_oid(server).to_string());
+    std::fs::create_dir_all(&dir).unwrap();
+    let column = ColumnSpec { name: "id".into(), attnum: 1, ty: PhysicalType::I64 };
+    let schema = Schema { columns: vec![column], sort_key: vec![0], keys: Vec::new() };
+    let mut builder = Builder::new(schema, BuilderOptions::default()).unwrap();
+    for row in 0..1000 {
+        builder.push_row(&[Cell::I64(seed * 1000 + row)]).unwrap();
+    }
+    let written = builder.finish(&dir).unwrap();
+    give(&server.store());
+    let hash = files(&dir)
+        .into_iter()
+        .max_by_key(|file| file.metadata().unwrap().modified().unwrap())
+        .map(|file| file.file_stem().unwrap().to_str().unwrap().to_owned())
+        .unwrap();
+    assert_eq!(hash, written.hash);
+    server.sql(&format!(
+        "INSERT INTO strata.fragment (relid, filenode, hash, first_row_id, row_count, bytes, heap_bytes) \
+         VALUES ('t'::regclass, 1, '{hash}', {seed} * 1000, 1000, {}, 100)",
+        written.bytes
+    ));
+    hash
 }

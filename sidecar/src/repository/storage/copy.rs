@@ -21,7 +21,7 @@ impl Storage {
             Err(error) => return Err(Error::io("open", from, error)),
         };
         let mut upload = self.create(to)?;
-        let bytes = pass(&mut source, from, hash, |piece| upload.write_all(piece))?;
+        let bytes = pass(&mut source, PIECE, from, hash, |piece| upload.write_all(piece))?;
         Ok((upload.publish_new()?, bytes))
     }
 
@@ -41,7 +41,8 @@ impl Storage {
     fn get_pending(&self, from: &Path, to: &Path, hash: &str) -> Result<(Upload, u64)> {
         let reader = self.open(from)?.ok_or_else(|| missing(from))?;
         let mut upload = Self::Directory.create(to)?;
-        let bytes = pass(&mut Sequential::new(reader), from, hash, |piece| upload.write_all(piece))?;
+        let piece = reader.piece();
+        let bytes = pass(&mut Sequential::new(reader), piece, from, hash, |piece| upload.write_all(piece))?;
         Ok((upload, bytes))
     }
 }
@@ -51,10 +52,16 @@ fn missing(path: &Path) -> Error {
 }
 
 /// Gives what `source` has to `sink`, to the end, and checks its hash. Returns how many bytes it has.
-fn pass(source: &mut dyn Read, from: &Path, hash: &str, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+fn pass(
+    source: &mut dyn Read,
+    piece: usize,
+    from: &Path,
+    hash: &str,
+    mut sink: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<u64> {
     let what = || format!("the fragment \"{}\"", from.display());
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = vec![0; piece];
     let mut bytes = 0;
     loop {
         match source.read(&mut buffer) {

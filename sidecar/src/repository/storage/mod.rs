@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Repository (names, documents, packs, WAL) ──► Storage ──► Directory: files (fsio), flock
+//!                                                         └─► Bucket: requests, leases
 //! ```
 //!
 //! Names are paths below the repository's root, in the form in which messages show them.
@@ -13,18 +14,26 @@
 //!
 //! All calls block; the callers are threads of their own.
 
+pub mod bucket;
+pub mod client;
 mod copy;
+mod credentials;
+pub mod lease;
 
 use super::fsio::{self, Pending, Published};
 use super::lock::Lock;
 use super::sealed;
+use crate::config::RepositoryConfig;
 use crate::error::{AtPath, Error, Result};
+use bucket::{Bucket, BucketUpload, Object};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// The place that a repository is in.
@@ -32,6 +41,16 @@ use std::time::SystemTime;
 pub enum Storage {
     /// A directory.
     Directory,
+    /// A bucket.
+    Bucket(Arc<Bucket>),
+}
+
+/// A file of this machine.
+#[derive(Clone, Debug)]
+pub struct Scratch {
+    /// Where it is.
+    pub path: PathBuf,
+    _temporary: Option<Arc<tempfile::TempDir>>,
 }
 
 /// Something that is listed.
@@ -44,10 +63,24 @@ pub struct Listed {
 }
 
 impl Storage {
+    /// The place that a configuration names.
+    pub fn of(config: &RepositoryConfig) -> Result<Self> {
+        match &config.s3 {
+            None => Ok(Self::Directory),
+            Some(s3) => Ok(Self::Bucket(Bucket::open(s3, config.root())?)),
+        }
+    }
+
+    /// True when it is a directory of this machine.
+    pub fn is_directory(&self) -> bool {
+        matches!(self, Self::Directory)
+    }
+
     /// Reads a whole object; none when it is not there.
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
         match self {
             Self::Directory => fsio::read_optional(path),
+            Self::Bucket(bucket) => bucket.read(path),
         }
     }
 
@@ -61,6 +94,7 @@ impl Storage {
                 reader.read_exact_at(&mut tail, reader.size() - take).at("read", path)?;
                 Ok(Some((tail, reader.size())))
             }
+            Self::Bucket(bucket) => bucket.read_end(path, most),
         }
     }
 
@@ -75,6 +109,7 @@ impl Storage {
                 Err(error) if error.kind() == IoKind::NotFound => Ok(None),
                 Err(error) => Err(Error::io("open", path, error)),
             },
+            Self::Bucket(bucket) => Ok(bucket.open_object(path)?.map(Reader::Object)),
         }
     }
 
@@ -82,13 +117,15 @@ impl Storage {
     pub fn size(&self, path: &Path) -> Result<Option<u64>> {
         match self {
             Self::Directory => fsio::size(path),
+            Self::Bucket(bucket) => Ok(bucket.look(path)?.map(|(size, _)| size)),
         }
     }
 
-    /// True when there is an object, or a folder, of this name.
+    /// True when there is an object of this name.
     pub fn exists(&self, path: &Path) -> Result<bool> {
         match self {
             Self::Directory => path.try_exists().at("look at", path),
+            Self::Bucket(bucket) => Ok(bucket.look(path)?.is_some()),
         }
     }
 
@@ -96,6 +133,7 @@ impl Storage {
     pub fn has_folder(&self, path: &Path) -> Result<bool> {
         match self {
             Self::Directory => Ok(path.is_dir()),
+            Self::Bucket(bucket) => bucket.has_folder(path),
         }
     }
 
@@ -107,6 +145,7 @@ impl Storage {
                 Err(error) if error.kind() == IoKind::NotFound => Ok(None),
                 Err(error) => Err(Error::io("look at", path, error)),
             },
+            Self::Bucket(bucket) => Ok(bucket.look(path)?.map(|(_, modified)| modified)),
         }
     }
 
@@ -114,6 +153,12 @@ impl Storage {
     pub fn list(&self, folder: &Path) -> Result<Vec<String>> {
         match self {
             Self::Directory => fsio::list(folder),
+            Self::Bucket(bucket) => {
+                let (mut names, folders) = bucket.list(folder)?;
+                names.extend(folders);
+                names.sort_unstable();
+                Ok(names)
+            }
         }
     }
 
@@ -121,6 +166,7 @@ impl Storage {
     pub fn folders(&self, folder: &Path) -> Result<Vec<String>> {
         match self {
             Self::Directory => Ok(fsio::list(folder)?.into_iter().filter(|name| folder.join(name).is_dir()).collect()),
+            Self::Bucket(bucket) => Ok(bucket.list(folder)?.1),
         }
     }
 
@@ -132,6 +178,7 @@ impl Storage {
                 walk_directory(folder, &mut found)?;
                 Ok(found)
             }
+            Self::Bucket(bucket) => bucket.walk(folder),
         }
     }
 
@@ -139,6 +186,7 @@ impl Storage {
     pub fn create_folder(&self, folder: &Path) -> Result<()> {
         match self {
             Self::Directory => fsio::create_dirs(folder),
+            Self::Bucket(_) => Ok(()),
         }
     }
 
@@ -149,6 +197,7 @@ impl Storage {
                 fsio::create_dirs(fsio::parent(path))?;
                 fsio::write_atomic(path, bytes)
             }
+            Self::Bucket(bucket) => bucket.write(path, bytes),
         }
     }
 
@@ -159,6 +208,7 @@ impl Storage {
                 fsio::create_dirs(fsio::parent(path))?;
                 fsio::write_new(path, bytes)
             }
+            Self::Bucket(bucket) => bucket.write_new(path, bytes),
         }
     }
 
@@ -169,6 +219,7 @@ impl Storage {
                 fsio::create_dirs(fsio::parent(path))?;
                 Ok(Upload::Pending(Pending::create(path)?))
             }
+            Self::Bucket(bucket) => Ok(Upload::Bucket(bucket.create(path)?)),
         }
     }
 
@@ -180,7 +231,41 @@ impl Storage {
                 let file = OpenOptions::new().write(true).create_new(true).mode(fsio::FILE_MODE).open(path);
                 Ok(Upload::Unseen(file.at("create", path)?, path.to_owned()))
             }
+            Self::Bucket(bucket) => Ok(Upload::Bucket(bucket.create(path)?)),
         }
+    }
+
+    /// A file of this machine for something that another program reads: the object's own path where that is one, else a temporary file, which
+    /// goes with what is returned.
+    pub fn scratch(&self, path: &Path) -> Result<Scratch> {
+        if self.is_directory() {
+            fsio::create_dirs(fsio::parent(path))?;
+            return Ok(Scratch { path: path.to_owned(), _temporary: None });
+        }
+        let dir = tempfile::Builder::new().prefix("strata-").tempdir();
+        let dir = dir.at("create a directory in", &std::env::temp_dir())?;
+        let path = dir.path().join(path.file_name().unwrap_or_else(|| OsStr::new("file")));
+        Ok(Scratch { path, _temporary: Some(Arc::new(dir)) })
+    }
+
+    /// An object as a file of this machine: itself, or a temporary copy. None when it is not there.
+    pub fn as_file(&self, path: &Path) -> Result<Option<Scratch>> {
+        let scratch = self.scratch(path)?;
+        if self.is_directory() {
+            return Ok(path.try_exists().at("look at", path)?.then_some(scratch));
+        }
+        let Some(reader) = self.open(path)? else { return Ok(None) };
+        let mut file = File::create(&scratch.path).at("create", &scratch.path)?;
+        let mut piece = vec![0; reader.piece()];
+        let mut position = 0;
+        while position < reader.size() {
+            let take = (reader.size() - position).min(piece.len() as u64) as usize;
+            let part = piece.get_mut(..take).unwrap_or_default();
+            reader.read_exact_at(part, position).map_err(|error| Error::reading(path, error))?;
+            file.write_all(part).at("write", &scratch.path)?;
+            position += take as u64;
+        }
+        Ok(Some(scratch))
     }
 
     /// Removes an object; nothing happens when it is not there. It is durable with [`Storage::sync`].
@@ -190,6 +275,7 @@ impl Storage {
                 Err(error) if error.kind() == IoKind::NotFound => Ok(()),
                 other => other.at("remove", path),
             },
+            Self::Bucket(bucket) => bucket.remove(path),
         }
     }
 
@@ -200,6 +286,7 @@ impl Storage {
                 std::fs::remove_dir_all(folder).at("remove", folder)?;
                 fsio::fsync_dir(fsio::parent(folder))
             }
+            Self::Bucket(bucket) => bucket.remove_all(folder),
         }
     }
 
@@ -207,6 +294,7 @@ impl Storage {
     pub fn sync(&self, folder: &Path) -> Result<()> {
         match self {
             Self::Directory => fsio::fsync_dir(folder),
+            Self::Bucket(_) => Ok(()),
         }
     }
 
@@ -214,6 +302,7 @@ impl Storage {
     pub fn confirm(&self, path: &Path, root: &Path) -> Result<()> {
         match self {
             Self::Directory => fsio::confirm(path, root),
+            Self::Bucket(_) => Ok(()),
         }
     }
 
@@ -221,6 +310,7 @@ impl Storage {
     pub fn sweep(&self, folder: &Path) -> Result<()> {
         match self {
             Self::Directory => fsio::sweep_temporary(folder).map(drop),
+            Self::Bucket(_) => Ok(()),
         }
     }
 
@@ -228,6 +318,7 @@ impl Storage {
     pub fn lock(&self, path: &Path, what: &str) -> Result<Lock> {
         match self {
             Self::Directory => Lock::acquire(path, what),
+            Self::Bucket(bucket) => bucket.lock(path, what).map(Lock::from),
         }
     }
 
@@ -235,6 +326,7 @@ impl Storage {
     pub fn share(&self, path: &Path) -> Result<Lock> {
         match self {
             Self::Directory => Lock::share(path),
+            Self::Bucket(bucket) => bucket.share(path).map(Lock::from),
         }
     }
 
@@ -243,6 +335,7 @@ impl Storage {
     pub fn try_share(&self, path: &Path, create: bool) -> Result<Option<Lock>> {
         match self {
             Self::Directory => Lock::try_share(path, create),
+            Self::Bucket(bucket) => Ok(bucket.try_share(path)?.map(Lock::from)),
         }
     }
 
@@ -291,6 +384,8 @@ pub enum Upload {
     Pending(Pending),
     /// A file under its name.
     Unseen(File, PathBuf),
+    /// An object of a bucket.
+    Bucket(BucketUpload),
 }
 
 impl Upload {
@@ -299,6 +394,7 @@ impl Upload {
         match self {
             Self::Pending(pending) => pending.write_all(bytes),
             Self::Unseen(file, path) => file.write_all(bytes).at("write", path),
+            Self::Bucket(upload) => upload.write_all(bytes),
         }
     }
 
@@ -307,6 +403,7 @@ impl Upload {
         match self {
             Self::Pending(pending) => pending.publish(),
             Self::Unseen(file, path) => file.sync_all().at("fsync", &path),
+            Self::Bucket(upload) => upload.publish(),
         }
     }
 
@@ -316,6 +413,7 @@ impl Upload {
             Self::Pending(pending) => pending.publish_new(),
             // It was made as a new file.
             Self::Unseen(file, path) => file.sync_all().at("fsync", &path).map(|()| Published::New),
+            Self::Bucket(upload) => upload.publish_new(),
         }
     }
 }
@@ -325,6 +423,8 @@ impl Upload {
 pub enum Reader {
     /// A file, and its size.
     File(File, u64),
+    /// An object of a bucket.
+    Object(Object),
 }
 
 impl Reader {
@@ -332,6 +432,7 @@ impl Reader {
     pub fn size(&self) -> u64 {
         match self {
             Self::File(_, size) => *size,
+            Self::Object(object) => object.size,
         }
     }
 
@@ -339,9 +440,15 @@ impl Reader {
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
         match self {
             Self::File(file, _) => file.read_exact_at(buffer, offset),
+            Self::Object(object) => object.read_exact_at(buffer, offset),
+        }
+    }
+
+    /// How much is best read at once.
+    pub fn piece(&self) -> usize {
+        match self {
+            Self::File(..) => 1 << 20,
+            Self::Object(_) => bucket::PART,
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
