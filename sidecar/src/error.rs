@@ -21,6 +21,8 @@ pub enum ErrorKind {
     Connection,
     /// The place where backups are refuses to serve: its credentials, its name, what it can do.
     Refused,
+    /// Something is encrypted, and no identity that opens it is at hand.
+    NoKey,
     /// Another process does the same work.
     Locked,
     /// Something that was stored is not what it was: a checksum, a format.
@@ -73,6 +75,12 @@ impl ErrorKind {
             Self::Config => row("configuration", 3, false, None),
             Self::Connection => row("connection", 4, true, None),
             Self::Refused => row("refused", 3, false, None),
+            Self::NoKey => row(
+                "no_key",
+                3,
+                false,
+                Some("Name a file with the identity of one of its recipients as repository.identity_file."),
+            ),
             Self::Locked => row("locked", 5, true, Some("Wait for the other process to end.")),
             Self::Damaged => {
                 row("damaged", 6, false, Some("Run \"strata verify\" to see all damage in the repository."))
@@ -94,11 +102,12 @@ impl ErrorKind {
     }
 
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Usage,
         Self::Config,
         Self::Connection,
         Self::Refused,
+        Self::NoKey,
         Self::Locked,
         Self::Damaged,
         Self::Gap,

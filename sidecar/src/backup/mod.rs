@@ -80,6 +80,9 @@ pub async fn run(config: &Config, label: Option<&str>, progress: &Progress) -> R
         let repository = repository.clone();
         blocking(move || {
             let lock = repository.wait_for_backup_lock()?;
+            for doubt in repository.doubts()? {
+                tracing::warn!("{doubt}");
+            }
             clear_interrupted(&repository)?;
             through_tool::prepare(&repository)?;
             Ok(lock)
@@ -358,7 +361,7 @@ impl Run<'_> {
                     infile.hot(&target, tool)?;
                     copy(&target)?
                 }
-                _ => copy(&PackTarget::new(repository.storage(), &dir, level))?,
+                _ => copy(&PackTarget::new(repository.storage(), &dir, level, repository.keys()))?,
             };
             repository.storage().sync(&dir)?;
             Ok((scan, copied))
@@ -440,6 +443,7 @@ impl Run<'_> {
             files: copied.files,
             fragments,
             damaged_pages: copied.damaged_pages,
+            encrypted: None,
         }
     }
 

@@ -10,6 +10,7 @@
 use super::scan::ScannedFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Repository;
+use crate::repository::crypt::Keys;
 use crate::repository::manifest::{Directory, Pack, Part};
 use crate::repository::objects::{ObjectKind, StoredObject};
 use crate::repository::pack::PackWriter;
@@ -18,6 +19,7 @@ use crate::tool::Tool;
 use crate::tool::send::{NewObject, Sending};
 use crate::tool::tar::Kind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where the bytes of a backup go.
 pub trait Target: Sync {
@@ -52,12 +54,13 @@ pub struct PackTarget {
     storage: Storage,
     dir: PathBuf,
     level: i32,
+    keys: Arc<Keys>,
 }
 
 impl PackTarget {
-    /// Packs in `dir`, compressed at this level of zstd.
-    pub fn new(storage: &Storage, dir: &Path, level: i32) -> Self {
-        Self { storage: storage.clone(), dir: dir.to_owned(), level }
+    /// Packs in `dir`, compressed at this level of zstd, and encrypted for the recipients.
+    pub fn new(storage: &Storage, dir: &Path, level: i32, keys: &Arc<Keys>) -> Self {
+        Self { storage: storage.clone(), dir: dir.to_owned(), level, keys: keys.clone() }
     }
 }
 
@@ -73,7 +76,12 @@ impl Target for PackTarget {
     fn writer(&self, number: usize) -> Result<Box<dyn Writer>> {
         let compressor = zstd::bulk::Compressor::new(self.level)
             .map_err(|error| Error::new(ErrorKind::Config, format!("zstd refused its level: {error}")))?;
-        Ok(Box::new(Packs { packs: PackWriter::new(&self.storage, &self.dir, number), compressor, frame: Vec::new() }))
+        Ok(Box::new(Packs {
+            packs: PackWriter::new(&self.storage, &self.dir, number),
+            compressor,
+            frame: Vec::new(),
+            keys: self.keys.clone(),
+        }))
     }
 }
 
@@ -81,6 +89,7 @@ struct Packs {
     packs: PackWriter,
     compressor: zstd::bulk::Compressor<'static>,
     frame: Vec<u8>,
+    keys: Arc<Keys>,
 }
 
 impl Writer for Packs {
@@ -94,6 +103,9 @@ impl Writer for Packs {
         self.compressor
             .compress_to_buffer(content, &mut self.frame)
             .map_err(|error| Error::new(ErrorKind::Io, format!("zstd failed: {error}")))?;
+        if self.keys.encrypts() {
+            self.frame = self.keys.seal(std::mem::take(&mut self.frame))?;
+        }
         let place = self.packs.append(&self.frame)?;
         for (_, part) in parts {
             part.pack = place.pack;

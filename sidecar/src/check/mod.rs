@@ -107,6 +107,15 @@ pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> R
         (Some(()), Some(()), Some(repository)) => {
             let outcome = archiving(config, &repository, &session, &info, progress).await;
             report.note("archiving", outcome);
+            match encryption(repository.clone()).await {
+                Ok((State::Warning, message)) => {
+                    let hint = "Keep an identity where you would recover, and try it: strata verify, strata drill.";
+                    let hint = Some(hint.to_owned());
+                    report.checks.push(Check { name: "encryption", state: State::Warning, message, hint });
+                }
+                Ok((_, message)) => drop(report.note("encryption", Ok(((), message)))),
+                Err(error) => drop(report.note::<()>("encryption", Err(error))),
+            }
             if config.tool.is_some() {
                 report.note("tool", tool(repository).await);
             }
@@ -215,7 +224,7 @@ async fn archiving(
     let data_directory = config.member.data_directory.as_ref().unwrap_or(&info.data_directory);
     archive::keep_history(config, session, data_directory).await?;
     let (reader, wanted) = (repository.clone(), name.clone());
-    blocking(move || reader.read_wal(&wanted)).await?;
+    blocking(move || reader.check_wal(&wanted)).await?;
     Ok(((), format!("the WAL segment {name} arrived after {:.2} s and is sound", began.elapsed().as_secs_f64())))
 }
 
@@ -245,6 +254,22 @@ fn backlog(config: &Config, info: &ServerInfo) -> Result<(State, String)> {
             Ok((State::Ok, format!("{} bytes of WAL wait for the repository, {limit}", backlog.bytes)))
         }
     }
+}
+
+/// For whom what is written is encrypted, and whether they are known to be able to read it.
+async fn encryption(repository: Repository) -> Result<(State, String)> {
+    blocking(move || {
+        let names = repository.keys().names();
+        if names.is_empty() {
+            return Ok((State::Ok, "nothing is encrypted: repository.recipients is not set".to_owned()));
+        }
+        let doubts = repository.doubts()?;
+        if !doubts.is_empty() {
+            return Ok((State::Warning, doubts.join("; ")));
+        }
+        Ok((State::Ok, format!("all is encrypted for {}", names.join(", "))))
+    })
+    .await
 }
 
 async fn tool(repository: Repository) -> Result<((), String)> {

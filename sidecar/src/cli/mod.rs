@@ -14,6 +14,7 @@ mod info;
 mod output;
 mod plan;
 mod recover;
+mod repository;
 mod tool;
 mod verify;
 mod wal;
@@ -136,6 +137,9 @@ enum Command {
     /// Set up, try and look after the third-party tool that carries backups
     #[command(subcommand)]
     Tool(tool::Command),
+    /// Look after the keys of an encrypted repository
+    #[command(subcommand)]
+    Repository(repository::Command),
     /// Archive and restore WAL files: what PostgreSQL calls, not people
     #[command(subcommand)]
     Wal(wal::Command),
@@ -180,6 +184,7 @@ fn run(cli: &Cli, out: &Output) -> Result<()> {
         Command::Drill(args) => block_on(drill::run(args, &config()?, out)),
         Command::Expire(args) => block_on(expire::run(args, &config()?, out)),
         Command::Verify(args) => verify::run(args, &config()?, out),
+        Command::Repository(command) => repository::run(command, &config()?, out),
         Command::Tool(command) => block_on(tool::run(command, &config, out)),
     }
 }

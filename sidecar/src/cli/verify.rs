@@ -60,6 +60,16 @@ fn text(report: &verify::Report) -> String {
         ("objects", format!("{} in the tool, {} read back", report.objects, report.objects_read)),
         ("read", output::bytes(report.bytes)),
         ("left out", output::count(report.left_out, "file")),
+        (
+            "encrypted",
+            match report.encrypted {
+                0 => "none that cannot be opened here".to_owned(),
+                n => format!(
+                    "{} that cannot be opened here: only what is stored was checked",
+                    output::count(n, "object")
+                ),
+            },
+        ),
         ("damage", if report.damage.is_empty() { "none".to_owned() } else { report.damage.len().to_string() }),
     ]);
     for finding in &report.damage {

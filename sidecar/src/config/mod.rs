@@ -212,7 +212,10 @@ impl Config {
         config.file = file.to_owned();
         check_name("system", &config.system).map_err(&bad)?;
         check_name("member.name", &config.member.name).map_err(&bad)?;
-        if matches!(config.member.name.as_str(), "fragments" | "objects" | "objects.lock") {
+        if matches!(
+            config.member.name.as_str(),
+            "fragments" | "objects" | "keys" | "objects.lock" | "fragments.lock" | "fragments.lock.shares"
+        ) {
             return Err(bad(format!(
                 "member.name is \"{}\", which has another meaning in a repository",
                 config.member.name
@@ -220,6 +223,7 @@ impl Config {
         }
         let paths = [
             ("repository.path", config.repository.path.as_ref()),
+            ("repository.identity_file", config.repository.identity_file.as_ref()),
             ("member.data_directory", config.member.data_directory.as_ref()),
             ("member.store", config.member.store.as_ref()),
             ("member.bin_directory", config.member.bin_directory.as_ref()),
@@ -233,6 +237,11 @@ impl Config {
             }
         }
         config.repository.check().map_err(&bad)?;
+        if config.tool.is_some() && !config.repository.recipients.is_empty() {
+            return Err(bad(
+                "repository.recipients says that everything is encrypted, but [tool] gives hot data and fragments to a tool; encrypt there, or leave out one of them".to_owned(),
+            ));
+        }
         let levels = zstd::compression_level_range();
         if !levels.contains(&config.backup.compress_level) {
             return Err(bad(format!(
@@ -356,6 +365,8 @@ mod tests {
             (format!("{GOOD}\n[backup]\narchive_timeout = \"0s\""), "above zero"),
             (GOOD.replace("path = \"/srv/repo\"", ""), "neither path nor s3"),
             (format!("{GOOD}\ns3 = {{ bucket = \"b\" }}"), "both path and s3"),
+            (GOOD.replace("path = \"/srv/repo\"", "path = \"/srv/repo\"\nrecipients = [\"age1x\"]"), "age1x"),
+            (GOOD.replace("path = \"/srv/repo\"", "path = \"/srv/repo\"\nidentity_file = \"x\""), "absolute"),
             (s3("bucket = \"b\", endpoint = \"http://h\""), "without TLS"),
             (s3("bucket = \"b\", endpoint = \"https://u:p@h\""), "user or password"),
             (s3("bucket = \"b\", prefix = \"/x/\""), "repository.s3.prefix"),

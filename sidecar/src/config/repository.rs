@@ -1,6 +1,7 @@
 //! `[repository]`: where backups are. A directory, or a bucket of an S3-compatible object storage.
 
 use super::duration;
+use crate::repository::crypt;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,12 @@ pub struct RepositoryConfig {
     /// is not mounted.
     #[serde(default = "yes")]
     pub create: bool,
+    /// What is written is encrypted for these, in age's form (`age1…`). Nothing is encrypted without them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
+    /// A file with the identities that open what is encrypted, as `age-keygen` writes it. Whoever only backs up needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity_file: Option<PathBuf>,
     /// The bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s3: Option<S3Config>,
@@ -79,7 +86,14 @@ fn retry_timeout() -> Duration {
 impl RepositoryConfig {
     /// A repository in a directory.
     pub fn directory(path: &Path) -> Self {
-        Self { path: Some(path.to_owned()), read_only: false, create: true, s3: None }
+        Self {
+            path: Some(path.to_owned()),
+            read_only: false,
+            create: true,
+            recipients: Vec::new(),
+            identity_file: None,
+            s3: None,
+        }
     }
 
     /// The place that all its names begin with: a directory, or `s3://BUCKET/PREFIX`.
@@ -96,6 +110,9 @@ impl RepositoryConfig {
 
     /// What is wrong with it.
     pub(super) fn check(&self) -> Result<(), String> {
+        for text in &self.recipients {
+            crypt::recipient(text).map_err(|error| format!("repository.recipients: {error}"))?;
+        }
         let Some(s3) = &self.s3 else {
             return self.path.as_ref().map(drop).ok_or_else(|| "repository names neither path nor s3".to_owned());
         };

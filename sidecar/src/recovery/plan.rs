@@ -470,8 +470,25 @@ impl Planner<'_> {
         let mut walker = Walker::new();
         for number in begin..=archived {
             let segment = self.chain.segment(number, size);
-            let whole = self.view.note(&segment.to_string())?.is_some_and(|note| !note.partial);
-            let Some(content) = self.view.repository.read_segment(segment)? else {
+            let note = self.view.note(&segment.to_string())?;
+            let whole = note.as_ref().is_some_and(|note| !note.partial);
+            let content = match self.view.repository.read_segment(segment) {
+                // Without an identity its note is all that is known of it. A recovery has one, and sees the rest.
+                Err(error) if error.kind == ErrorKind::NoKey => {
+                    walker = Walker::new();
+                    let summary = note.and_then(|note| note.segment);
+                    if let Some((summary, end)) =
+                        summary.and_then(|summary| summary.last_record_end.map(|end| (summary, end)))
+                    {
+                        tail.last_record = summary.last_record;
+                        tail.covered = Lsn(end.0.next_multiple_of(8));
+                        tail.times.extend(summary.last_time.map(|time| (end, time)));
+                    }
+                    continue;
+                }
+                other => other?,
+            };
+            let Some(content) = content else {
                 // A gap, which the plan reports; what is behind it is read as if nothing had been before.
                 walker = Walker::new();
                 continue;

@@ -9,6 +9,7 @@ use super::delta::{Kept, held_name};
 use crate::error::{AtPath, Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::repository::Repository;
+use crate::repository::crypt::Keys;
 use crate::repository::lock::Lock;
 use crate::repository::manifest::{Manifest, Part, Tablespace};
 use crate::repository::objects::StoredObject;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Where a tablespace goes.
@@ -244,8 +246,8 @@ pub fn restore(
     }
     let frames = frames(manifest)?;
     let dir = repository.backup_dir(&manifest.id);
-    let storage = repository.storage();
-    let worker = || Worker { storage, manifest, dir: &dir, into, kept, pack: None, content: Vec::new() };
+    let (storage, keys) = (repository.storage(), repository.keys());
+    let worker = || Worker { storage, keys, manifest, dir: &dir, into, kept, pack: None, content: Vec::new() };
     in_parallel(workers, &frames, worker, |worker, frame| {
         worker.frame(frame)?;
         progress.advance(frame.pieces.iter().map(|piece| piece.bytes as u64).sum());
@@ -370,6 +372,7 @@ fn stream(
 
 struct Worker<'a> {
     storage: &'a Storage,
+    keys: &'a Arc<Keys>,
     manifest: &'a Manifest,
     dir: &'a Path,
     into: &'a Path,
@@ -404,7 +407,7 @@ impl Worker<'_> {
                 self.manifest.packs.get(frame.pack).ok_or_else(|| {
                     Error::damaged("the manifest", format_args!("it has no pack number {}", frame.pack))
                 })?;
-            self.pack = Some((frame.pack, PackReader::open(self.storage, &self.dir.join(&pack.name))?));
+            self.pack = Some((frame.pack, PackReader::open(self.storage, self.keys, &self.dir.join(&pack.name))?));
         }
         let Some((_, reader)) = &mut self.pack else { return Ok(()) };
         reader.frame(frame.offset, frame.stored, &mut self.content, frame.content)?;

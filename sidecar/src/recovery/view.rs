@@ -103,7 +103,7 @@ impl<'a> View<'a> {
         if let Some(known) = self.manifests.borrow().get(&backup.id) {
             return Ok(known.clone());
         }
-        let fragments = Rc::new(self.repository.manifest(&backup.id, &backup.manifest_blake3)?.fragments);
+        let fragments = Rc::new(self.repository.outline(&backup.id, &backup.manifest_blake3)?.fragments);
         self.manifests.borrow_mut().insert(backup.id.clone(), fragments.clone());
         Ok(fragments)
     }

@@ -121,7 +121,7 @@ impl Repository {
             shared.require_held()?;
             return Ok(0);
         }
-        let (published, bytes) = self.storage().put_checked(from, &to, hash)?;
+        let (published, bytes) = self.storage().put_checked(from, &to, hash, self.keys())?;
         shared.require_held()?;
         Ok(if published == Published::New { bytes } else { 0 })
     }
@@ -179,7 +179,7 @@ impl Repository {
             )
             .detail(format!("It was looked for at \"{}\".", from.display())));
         }
-        let (published, bytes) = self.storage().get_checked(&from, &to, hash)?;
+        let (published, bytes) = self.storage().get_checked(&from, &to, hash, self.keys())?;
         Ok((bytes, published == Published::New))
     }
 
@@ -206,7 +206,7 @@ impl Repository {
             fsio::fsync_dir(fsio::parent(&to))?;
             return Ok((bytes, Repaired::Replaced));
         }
-        Ok((self.storage().get_checked_over(&from, &to, hash)?, Repaired::Replaced))
+        Ok((self.storage().get_checked_over(&from, &to, hash, self.keys())?, Repaired::Replaced))
     }
 
     /// The hashes of all fragments, with their sizes, in order.

@@ -1,4 +1,7 @@
 //! The manifest of a backup: everything that is needed to lay its files out again, and their checksums.
+//!
+//! In a repository with recipients it is encrypted, in `manifest.age`, and `manifest.json` is what is left of it: packs and fragments by name, size and
+//! checksum, so that retention, plans and checks of what is stored need no identity.
 
 use super::fsio::Published;
 use super::objects::StoredObject;
@@ -8,6 +11,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use strata_catalog::Lsn;
+
+/// The name of an encrypted manifest.
+const ENCRYPTED: &str = "manifest.age";
 
 /// The manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +40,46 @@ pub struct Manifest {
     pub fragments: Vec<FragmentRef>,
     /// Pages whose checksum was wrong on the server.
     pub damaged_pages: Vec<DamagedPage>,
+    /// Where the whole manifest is, when this is what is left of an encrypted one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<EncryptedManifest>,
+}
+
+/// The whole manifest, encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptedManifest {
+    /// Its file name in the backup's folder.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// BLAKE3 of it, as it is stored.
+    pub blake3: String,
+    /// The recipients that open the backup.
+    pub recipients: Vec<String>,
+}
+
+impl Manifest {
+    /// What is left of it without an identity.
+    fn outline(&self, encrypted: EncryptedManifest) -> Self {
+        Self {
+            server: Server {
+                version: self.server.version,
+                data_directory: PathBuf::new(),
+                store: PathBuf::new(),
+                bin_directory: None,
+                data_checksums: self.server.data_checksums,
+                settings: Vec::new(),
+            },
+            backup_label: String::new(),
+            tablespace_map: String::new(),
+            tablespaces: Vec::new(),
+            directories: Vec::new(),
+            files: Vec::new(),
+            damaged_pages: Vec::new(),
+            encrypted: Some(encrypted),
+            ..self.clone()
+        }
+    }
 }
 
 /// The server as it was.
@@ -159,8 +205,34 @@ impl Repository {
         self.backup_dir(id).join("manifest.json")
     }
 
-    /// Reads and checks a backup's manifest. `blake3` is what the catalog says of it.
+    /// Reads and checks a backup's manifest. `blake3` is what the catalog says of it. One that is encrypted for others is [`ErrorKind::NoKey`].
     pub fn manifest(&self, id: &str, blake3: &str) -> Result<Manifest> {
+        let outline = self.outline(id, blake3)?;
+        let Some(encrypted) = &outline.encrypted else { return Ok(outline) };
+        let path = self.backup_dir(id).join(&encrypted.name);
+        let what = format!("the manifest \"{}\"", path.display());
+        let bytes = self.encrypted_manifest(&outline)?;
+        let manifest: Manifest = sealed::unseal(&self.keys().open(&bytes, &what)?, &what)?;
+        if manifest.format != super::FORMAT || manifest.id != id {
+            return Err(Error::damaged(what, format_args!("it has format {} and id {}", manifest.format, manifest.id)));
+        }
+        Ok(manifest)
+    }
+
+    /// The stored bytes of the encrypted manifest behind an outline, checked; empty when there is none.
+    pub fn encrypted_manifest(&self, outline: &Manifest) -> Result<Vec<u8>> {
+        let Some(encrypted) = &outline.encrypted else { return Ok(Vec::new()) };
+        let path = self.backup_dir(&outline.id).join(&encrypted.name);
+        let what = || format!("the manifest \"{}\"", path.display());
+        let bytes = self.storage().read(&path)?.ok_or_else(|| Error::damaged(what(), "it is not there"))?;
+        if bytes.len() as u64 != encrypted.bytes || blake3::hash(&bytes).to_hex().as_str() != encrypted.blake3 {
+            return Err(Error::damaged(what(), "its checksum does not match"));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads and checks what needs no identity of a backup's manifest: which packs and which fragments belong to it.
+    pub fn outline(&self, id: &str, blake3: &str) -> Result<Manifest> {
         let path = self.manifest_path(id);
         let what = || format!("the manifest \"{}\"", path.display());
         let bytes = match self.storage().read(&path)? {
@@ -182,8 +254,22 @@ impl Repository {
 
     /// Writes a backup's manifest and returns its BLAKE3.
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<String> {
-        let bytes = sealed::seal(manifest)?;
+        let mut bytes = sealed::seal(manifest)?;
         let path = self.manifest_path(&manifest.id);
+        if self.keys().encrypts() {
+            let stored = self.keys().seal(bytes)?;
+            let encrypted = EncryptedManifest {
+                name: ENCRYPTED.to_owned(),
+                bytes: stored.len() as u64,
+                blake3: blake3::hash(&stored).to_hex().to_string(),
+                recipients: self.keys().names(),
+            };
+            let to = self.backup_dir(&manifest.id).join(ENCRYPTED);
+            if self.storage().write_new(&to, &stored)? == Published::Existing {
+                return Err(Error::new(ErrorKind::Conflict, format!("\"{}\" is there already", to.display())));
+            }
+            bytes = sealed::seal(&manifest.outline(encrypted))?;
+        }
         match self.storage().write_new(&path, &bytes)? {
             Published::New => {}
             Published::Existing => {

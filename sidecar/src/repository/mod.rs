@@ -23,11 +23,13 @@
 //! and the next backup removes both.
 
 pub mod catalog;
+pub mod crypt;
 pub mod drills;
 pub mod expired;
 pub mod fragments;
 pub mod fsio;
 pub mod info;
+pub mod keys;
 pub mod lock;
 pub mod manifest;
 pub mod objects;
@@ -40,6 +42,7 @@ pub mod walstore;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::Tool;
+use crypt::Keys;
 use fsio::Published;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -82,6 +85,7 @@ pub struct Repository {
     member: String,
     read_only: bool,
     tool: Option<Arc<Tool>>,
+    keys: Arc<Keys>,
 }
 
 impl Repository {
@@ -143,12 +147,18 @@ impl Repository {
             member: config.member.name.clone(),
             read_only: config.repository.read_only,
             tool: Tool::of(config)?.map(Arc::new),
+            keys: Keys::of(&config.repository)?,
         })
     }
 
     /// The third-party tool that carries hot data and fragments, when one is configured.
     pub fn tool(&self) -> Option<&Tool> {
         self.tool.as_deref()
+    }
+
+    /// For whom what is written is encrypted, and what opens what is read.
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
     }
 
     /// The members that the repository has of the system.

@@ -1,12 +1,15 @@
 //! Packs: append-only files of zstd frames.
 //!
 //! Each worker of a backup writes packs of its own, so workers never wait for each other. A pack is closed (and made
-//! durable) when it is full; then a new one begins. A frame holds either a piece of one file or several small files.
+//! durable) when it is full; then a new one begins. A frame holds either a piece of one file or several small files. An encrypted frame is an
+//! age file of its own, whose content is the zstd frame.
 
+use super::crypt::{self, Keys};
 use super::manifest::Pack;
 use super::storage::{Reader, Storage, Upload};
 use crate::error::{AtPath, Error, Result};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A pack is closed when it has this many bytes.
 const FULL: u64 = 1 << 30;
@@ -90,6 +93,7 @@ impl PackWriter {
 /// Reads frames of one pack.
 pub struct PackReader {
     reader: Reader,
+    keys: Arc<Keys>,
     path: PathBuf,
     decompressor: zstd::bulk::Decompressor<'static>,
     stored: Vec<u8>,
@@ -97,11 +101,11 @@ pub struct PackReader {
 
 impl PackReader {
     /// Opens a pack.
-    pub fn open(storage: &Storage, path: &Path) -> Result<Self> {
+    pub fn open(storage: &Storage, keys: &Arc<Keys>, path: &Path) -> Result<Self> {
         let absent = || Error::damaged(format_args!("the pack \"{}\"", path.display()), "it is not there");
         let reader = storage.open(path)?.ok_or_else(absent)?;
         let decompressor = zstd::bulk::Decompressor::new().at("read", path)?;
-        Ok(Self { reader, path: path.to_owned(), decompressor, stored: Vec::new() })
+        Ok(Self { reader, keys: keys.clone(), path: path.to_owned(), decompressor, stored: Vec::new() })
     }
 
     /// The pack's size.
@@ -126,9 +130,12 @@ impl PackReader {
                 _ => Error::reading(&self.path, error),
             });
         }
+        let what = || format!("the frame at {offset} of the pack \"{}\"", self.path.display());
+        let opened = if crypt::is_sealed(&self.stored) { Some(self.keys.open(&self.stored, what())?) } else { None };
         content.clear();
         content.reserve(expected);
-        let got = self.decompressor.decompress_to_buffer(&self.stored, content).map_err(|error| {
+        let frame = opened.as_ref().unwrap_or(&self.stored);
+        let got = self.decompressor.decompress_to_buffer(frame, content).map_err(|error| {
             Error::damaged(
                 format_args!("the pack \"{}\"", self.path.display()),
                 format_args!("the frame at {offset} does not decompress: {error}"),
@@ -162,7 +169,8 @@ mod tests {
         let mut buffer = Vec::new();
         for (content, place) in contents.iter().zip(&places) {
             let pack = &packs[place.pack as usize];
-            let mut reader = PackReader::open(&Storage::Directory, &dir.path().join(&pack.name)).unwrap();
+            let mut reader =
+                PackReader::open(&Storage::Directory, &Keys::none(), &dir.path().join(&pack.name)).unwrap();
             assert_eq!(reader.size(), pack.bytes);
             reader.frame(place.offset, place.bytes, &mut buffer, content.len()).unwrap();
             assert_eq!(&buffer, content);

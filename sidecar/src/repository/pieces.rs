@@ -12,7 +12,7 @@
 //! [`Repository::partial`] gives what is known of a segment from either.
 
 use super::walstore::{self, WalNote};
-use super::{Repository, fsio};
+use super::{Repository, crypt, fsio};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wal::name::{Segment, WalName};
 use crate::wal::scan::SegmentSummary;
@@ -85,7 +85,7 @@ impl Repository {
         self.writable()?;
         let note = WalNote::of(&piece.to_string(), content);
         let path = self.piece_path(piece);
-        match self.storage().write_new(&path, &walstore::encode(&note, content, level)?)? {
+        match self.storage().write_new(&path, &walstore::encode(&note, content, level, self.keys())?)? {
             fsio::Published::New => Ok(()),
             // Whoever put it there may have died before it was durable. What it holds is looked at by whoever reads it.
             fsio::Published::Existing => self.storage().confirm(&path, self.root()),
@@ -96,7 +96,7 @@ impl Repository {
     pub fn read_piece(&self, piece: Piece) -> Result<Option<Vec<u8>>> {
         let path = self.piece_path(piece);
         let Some(bytes) = self.storage().read(&path)? else { return Ok(None) };
-        let (_, content) = walstore::decode(&bytes, &path)?;
+        let (_, content) = walstore::decode(&bytes, &path, self.keys())?;
         match content.len() == (piece.end - piece.begin) as usize {
             true => Ok(Some(content)),
             false => Err(Error::damaged(
@@ -151,7 +151,15 @@ impl Repository {
             }
         };
         let mut best: Option<Partial> = None;
-        let mut streamed = self.streamed(segment)?;
+        let unknown = |error: Error| match error.kind {
+            // Whoever has no identity knows the end of the log by whole segments only.
+            ErrorKind::NoKey => {
+                tracing::debug!("what is there of {segment} counts for nothing here: {error}");
+                Ok(None)
+            }
+            _ => Err(error),
+        };
+        let mut streamed = self.streamed(segment).map(Some).or_else(unknown)?.unwrap_or_default();
         if !streamed.is_empty() {
             let stored = streamed.len() as u64;
             streamed.resize(size, 0);
@@ -160,8 +168,10 @@ impl Repository {
             }
         }
         let end = |partial: &Option<Partial>| partial.as_ref().and_then(|partial| partial.summary.last_record_end);
-        if let Some((note, content)) = self.read_wal(&format!("{name}.partial"))?
-            && let Some(summary) = summary(&content)?
+        if let Some((note, content)) = self.read_wal(&format!("{name}.partial")).or_else(|error| match error.kind {
+            ErrorKind::NoKey => Ok(None),
+            _ => Err(error),
+        })? && let Some(summary) = summary(&content)?
         {
             let left = Some(Partial { summary, content, stored: note.bytes });
             if best.is_none() || end(&left) > end(&best) {
@@ -181,7 +191,32 @@ impl Repository {
             _ => None,
         });
         let whole = names.iter().filter_map(|name| Segment::parse(name.strip_suffix(".zst")?)).max();
-        Ok(streamed.into_iter().chain(left).max().filter(|newest| whole.is_none_or(|whole| *newest > whole)))
+        let newest = streamed.into_iter().chain(left).max().filter(|newest| whole.is_none_or(|whole| *newest > whole));
+        // Of what nobody here can open nothing is known.
+        match newest {
+            Some(newest) if !self.opens_partial(newest)? => Ok(None),
+            other => Ok(other),
+        }
+    }
+
+    /// False when what is there of a segment's beginning is encrypted, and no identity at hand opens it.
+    fn opens_partial(&self, segment: Segment) -> Result<bool> {
+        let partial = format!("{segment}.partial");
+        let first = self.pieces()?.into_iter().find(|piece| piece.segment == segment);
+        let path = match first {
+            Some(piece) => self.piece_path(piece),
+            None => self.wal_path(&partial, WalName::Partial(segment)),
+        };
+        let Some(reader) = self.storage().open(&path)? else { return Ok(true) };
+        let mut head = [0; crypt::MAGIC.len()];
+        if reader.read_exact_at(&mut head, 0).is_err() || !crypt::is_sealed(&head) {
+            return Ok(true);
+        }
+        let read = match first {
+            Some(piece) => self.read_piece(piece).map(drop),
+            None => self.read_wal(&partial).map(drop),
+        };
+        Ok(!matches!(read, Err(error) if error.kind == ErrorKind::NoKey))
     }
 
     /// A segment as recovery reads it: whole, or its beginning when the archive has no more.

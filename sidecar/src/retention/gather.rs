@@ -126,7 +126,7 @@ pub fn fragments(
     let mut verdict = FragmentVerdict::default();
     let mut why: HashMap<String, String> = HashMap::new();
     for fact in facts.backups.iter().filter(|fact| decision.backups.contains_key(&fact.entry.id)) {
-        match repository.manifest(&fact.entry.id, &fact.entry.manifest_blake3) {
+        match repository.outline(&fact.entry.id, &fact.entry.manifest_blake3) {
             Ok(manifest) => {
                 for fragment in manifest.fragments {
                     why.entry(fragment.hash).or_insert_with(|| format!("backup {} names it", fact.entry.id));
@@ -253,7 +253,7 @@ fn named_by_others(repository: &Repository, others: &[Repository]) -> Result<BTr
             return Err(error);
         }
         for entry in entries {
-            for fragment in other.manifest(&entry.id, &entry.manifest_blake3)?.fragments {
+            for fragment in other.outline(&entry.id, &entry.manifest_blake3)?.fragments {
                 named.entry(fragment.hash).or_insert_with(|| other.member().to_owned());
             }
         }

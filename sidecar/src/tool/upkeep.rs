@@ -282,7 +282,7 @@ fn needed_fragments(repository: &Repository, without: Option<&str>) -> Result<Ha
         }
         let staying: Vec<_> = entries.into_iter().filter(|entry| !own || Some(entry.id.as_str()) != without).collect();
         for entry in &staying {
-            let manifest = other.manifest(&entry.id, &entry.manifest_blake3)?;
+            let manifest = other.outline(&entry.id, &entry.manifest_blake3)?;
             needed.extend(manifest.fragments.into_iter().map(|fragment| fragment.hash));
         }
         // On each timeline, what a recovery from the oldest backup on its way can come to.

@@ -13,10 +13,11 @@ use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::repository::catalog::BackupEntry;
 use crate::repository::fragments::FragmentLogEntry;
-use crate::repository::manifest::{Manifest, Part};
+use crate::repository::manifest::{Manifest, Pack, Part};
 use crate::repository::pack::PackReader;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -44,6 +45,8 @@ pub struct Report {
     pub bytes: u64,
     /// Packs, WAL files and fragments whose content was left out, as it was asked for.
     pub left_out: u64,
+    /// Packs, manifests, WAL files and fragments that no identity at hand opens: of these what is stored was checked, not what is in it.
+    pub encrypted: u64,
     /// What is damaged or missing.
     pub damage: Vec<Finding>,
     /// What is good to know and no damage.
@@ -68,6 +71,7 @@ struct Findings {
     unreachable: Mutex<Option<Error>>,
     bytes: AtomicU64,
     left_out: AtomicU64,
+    sealed: AtomicU64,
     selection: Selection,
 }
 
@@ -92,6 +96,11 @@ impl Findings {
             return self.unreachable(error);
         }
         self.add(kind, name, error.message);
+    }
+
+    /// Of something that is encrypted for others only what is stored could be checked.
+    fn sealed(&self) {
+        self.sealed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The check is not complete for this reason.
@@ -120,6 +129,7 @@ pub fn run(config: &Config, listing: bool, selection: Selection, progress: &Prog
         unreachable: Mutex::new(None),
         bytes: AtomicU64::new(0),
         left_out: AtomicU64::new(0),
+        sealed: AtomicU64::new(0),
         selection,
     };
     let mut report = Report::default();
@@ -128,6 +138,7 @@ pub fn run(config: &Config, listing: bool, selection: Selection, progress: &Prog
     }
     report.bytes = findings.bytes.into_inner();
     report.left_out = findings.left_out.into_inner();
+    report.encrypted = findings.sealed.into_inner();
     report.notes = findings.notes.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
     report.damage = findings.found.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
     match findings.unreachable.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -184,6 +195,9 @@ fn look(
         }
     }
     report.fragments = fragments(repository, &needed, workers, findings, progress)?;
+    if let Err(error) = repository.note_identities() {
+        findings.note(format!("that the identities are at hand is not noted: {}", error.message));
+    }
     (report.objects, report.objects_read) = tool::check(repository, &entries, listing, findings, progress)?;
     Ok(())
 }
@@ -233,6 +247,9 @@ fn backup(
     progress.phase_bytes("backup", entry.stored_bytes, format!("verifying backup {}", entry.id));
     let manifest = match repository.manifest(&entry.id, &entry.manifest_blake3) {
         Ok(manifest) => manifest,
+        Err(error) if error.kind == ErrorKind::NoKey => {
+            return outline(repository, entry, workers, findings, needed, progress);
+        }
         Err(error) => return findings.failed("backup", &entry.id, error),
     };
     // A fragment that a backup had to do without may have come into the repository later; then all is well.
@@ -272,6 +289,68 @@ fn backup(
     });
 }
 
+/// Checks what is stored of an encrypted backup.
+fn outline(
+    repository: &Repository,
+    entry: &BackupEntry,
+    workers: usize,
+    findings: &Findings,
+    needed: &mut BTreeMap<String, String>,
+    progress: &Progress,
+) {
+    findings.sealed();
+    let manifest = match repository.outline(&entry.id, &entry.manifest_blake3) {
+        Ok(manifest) => manifest,
+        Err(error) => return findings.failed("backup", &entry.id, error),
+    };
+    for fragment in &manifest.fragments {
+        needed.entry(fragment.hash.clone()).or_insert_with(|| format!("backup {}", entry.id));
+    }
+    each(&manifest.packs, workers, |pack| {
+        let path = repository.backup_dir(&entry.id).join(&pack.name);
+        let checked = stored_pack(repository, &path, pack, findings, progress);
+        if let Err(error) = checked {
+            findings.failed("backup", &entry.id, error);
+        }
+    });
+}
+
+/// Checks a pack by the checksum of all that is stored.
+fn stored_pack(
+    repository: &Repository,
+    path: &Path,
+    pack: &Pack,
+    findings: &Findings,
+    progress: &Progress,
+) -> Result<()> {
+    let what = format!("the pack \"{}\"", path.display());
+    let Some(reader) = repository.storage().open(path)? else {
+        return Err(Error::damaged(what, "it is not there"));
+    };
+    if reader.size() != pack.bytes {
+        return Err(Error::damaged(what, format_args!("it has {} bytes instead of {}", reader.size(), pack.bytes)));
+    }
+    if !findings.takes(repository, path) {
+        return Ok(());
+    }
+    findings.sealed();
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; reader.piece()];
+    let mut position = 0;
+    while position < reader.size() {
+        let take = (reader.size() - position).min(buffer.len() as u64) as usize;
+        let piece = buffer.get_mut(..take).unwrap_or_default();
+        reader.read_exact_at(piece, position).map_err(|error| Error::reading(path, error))?;
+        hasher.update(piece);
+        position += take as u64;
+        findings.read(take as u64, progress);
+    }
+    if hasher.finalize().to_hex().as_str() != pack.blake3 {
+        return Err(Error::damaged(what, "its checksum does not match"));
+    }
+    Ok(())
+}
+
 /// Checks a pack in one pass: its frames follow each other without a gap, each piece has its checksum, and all together
 /// have the pack's.
 fn pack(
@@ -288,7 +367,7 @@ fn pack(
         frames.entry(part.frame).or_default().push(part);
     }
     let path = repository.backup_dir(&manifest.id).join(&pack.name);
-    let mut reader = PackReader::open(repository.storage(), &path)?;
+    let mut reader = PackReader::open(repository.storage(), repository.keys(), &path)?;
     let what = format!("the pack \"{}\"", reader.path().display());
     if reader.size() != pack.bytes {
         return Err(Error::damaged(what, format_args!("it has {} bytes instead of {}", reader.size(), pack.bytes)));
@@ -322,6 +401,24 @@ fn pack(
     Ok(())
 }
 
+/// What is in an encrypted fragment, when an identity is at hand.
+fn sealed_fragment(repository: &Repository, hash: &str, path: &Path, findings: &Findings) -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("strata-").tempdir();
+    let dir = dir.map_err(|error| Error::io("create a directory in", &std::env::temp_dir(), error))?;
+    // Its name is part of what is checked.
+    let file = dir.path().join(path.file_name().unwrap_or_else(|| OsStr::new("fragment")));
+    match repository.storage().get_checked(path, &file, hash, repository.keys()) {
+        Err(error) if error.kind == ErrorKind::NoKey => {
+            findings.sealed();
+            Ok(())
+        }
+        Err(error) => Err(error),
+        Ok(_) => strata_fragment::verify_file(&file)
+            .map(drop)
+            .map_err(|error| Error::damaged(format_args!("\"{}\"", path.display()), error)),
+    }
+}
+
 fn fragments(
     repository: &Repository,
     needed: &BTreeMap<String, String>,
@@ -337,12 +434,15 @@ fn fragments(
             if !findings.takes(repository, &path) {
                 return Ok(());
             }
+            findings.bytes.fetch_add(*bytes, Ordering::Relaxed);
+            if repository.storage().check_sealed(&path, hash)? {
+                return sealed_fragment(repository, hash, &path, findings);
+            }
             // What was listed a moment ago may have been expired. Whether it is needed is seen below.
             let Some(file) = repository.storage().as_file(&path)? else {
                 gone.lock().unwrap_or_else(PoisonError::into_inner).insert(hash.clone());
                 return Ok(());
             };
-            findings.bytes.fetch_add(*bytes, Ordering::Relaxed);
             strata_fragment::verify_file(&file.path)
                 .map(drop)
                 .map_err(|error| Error::damaged(format_args!("\"{}\"", path.display()), error))

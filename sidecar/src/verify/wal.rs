@@ -5,7 +5,7 @@
 //! was taken after that, as in a server that was recovered, taken over, and only then archived; it is a note.
 
 use super::{Findings, each};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::progress::Progress;
 use crate::recovery::timeline::Chain;
 use crate::repository::Repository;
@@ -72,8 +72,19 @@ fn file(
         return Ok(());
     }
     let Some(bytes) = repository.storage().read(&path)? else { return Ok(()) };
-    let (note, content) = walstore::decode(&bytes, &path)?;
     findings.bytes.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+    let (note, content) = match walstore::decode(&bytes, &path, repository.keys()) {
+        Ok(decoded) => decoded,
+        Err(error) if error.kind == ErrorKind::NoKey => {
+            findings.sealed();
+            let (note, _) = walstore::check_stored(&bytes, &path)?;
+            if let WalName::Segment(segment) = kind {
+                before(repository, segment, &note, expired, findings)?;
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     if let WalName::Segment(segment) = kind {
         let Some(header) = SegmentHeader::read(&content) else {
             findings.add("wal", name, "it does not begin like a WAL segment");
@@ -111,11 +122,12 @@ fn streamed(repository: &Repository, findings: &Findings) -> Result<()> {
     let mut segments: Vec<Segment> = repository.pieces()?.iter().map(|piece| piece.segment).collect();
     segments.dedup();
     for segment in segments {
-        if let Err(error) = repository.streamed(segment)
+        match repository.streamed(segment) {
+            Ok(_) => {}
+            Err(error) if error.kind == ErrorKind::NoKey => findings.sealed(),
             // Then its pieces count for nothing.
-            && !repository.has_segment(segment)?
-        {
-            findings.add("wal", format!("{segment} (streamed)"), error.message);
+            Err(_) if repository.has_segment(segment)? => {}
+            Err(error) => findings.failed("wal", format!("{segment} (streamed)"), error),
         }
     }
     Ok(())

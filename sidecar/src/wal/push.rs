@@ -120,7 +120,7 @@ impl Prepared {
         let target = repository.wal_path(name, kind);
         let file = match repository.storage().exists(&target)? {
             true => None,
-            false => Some(walstore::encode(&note, content, level)?),
+            false => Some(walstore::encode(&note, content, level, repository.keys())?),
         };
         failpoint::hit(failpoint::PUSH_PREPARED);
         Ok(Self { repository, note, target, file, source: None })
@@ -182,9 +182,9 @@ fn inspect(repository: &Repository, name: &str, kind: WalName, content: &[u8]) -
 }
 
 fn same_as_archived(repository: &Repository, note: &WalNote) -> Result<()> {
-    let archived = repository.read_wal(&note.name)?;
+    let archived = repository.check_wal(&note.name)?;
     match archived {
-        Some((archived, _)) if archived.blake3 == note.blake3 => Ok(()),
+        Some(archived) if archived.blake3 == note.blake3 => Ok(()),
         _ => Err(Error::new(ErrorKind::Conflict, format!("another {} is in the archive already", note.name))
             .detail("Its content differs. Archived WAL is never overwritten.")
             .with_hint("Do two servers archive as the same member? Give one of them another member name.")),

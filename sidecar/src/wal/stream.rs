@@ -40,6 +40,8 @@ impl Incoming {
         let (content, pieces) = match repository.streamed(segment) {
             Ok(content) if content.len() as u64 <= size => (content, pieces),
             Ok(_) => (Vec::new(), discard(&repository, pieces)?),
+            // Without an identity they cannot be gone on with: the segment is received again from its beginning, and they stay until it is whole.
+            Err(error) if error.kind == ErrorKind::NoKey => (Vec::new(), pieces),
             Err(error) if matches!(error.kind, ErrorKind::Damaged | ErrorKind::Gap) => {
                 tracing::warn!("what was streamed of {segment} is received again: {error}");
                 (Vec::new(), discard(&repository, pieces)?)

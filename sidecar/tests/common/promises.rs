@@ -3,11 +3,13 @@
 use std::io::ErrorKind as IoKind;
 use std::path::Path;
 use strata_sidecar::ErrorKind;
+use strata_sidecar::repository::crypt::Keys;
 use strata_sidecar::repository::fsio::Published;
 use strata_sidecar::repository::storage::{Listed, Storage};
 
 /// What every place must do; each place's own test runs it.
 pub fn keeps_its_promises(storage: &Storage, root: &Path) {
+    let keys = Keys::none();
     let path = root.join("a/b/object");
     assert_eq!(storage.read(&path).unwrap(), None);
     assert_eq!(storage.size(&path).unwrap(), None);
@@ -57,17 +59,17 @@ pub fn keeps_its_promises(storage: &Storage, root: &Path) {
     let (from, back) = (local.path().join("from"), local.path().join("back"));
     std::fs::write(&from, b"content").unwrap();
     let (hash, to) = (blake3::hash(b"content").to_hex().to_string(), root.join("a/copy"));
-    assert_eq!(storage.put_checked(&from, &to, &"0".repeat(64)).unwrap_err().kind, ErrorKind::Damaged);
+    assert_eq!(storage.put_checked(&from, &to, &"0".repeat(64), &keys).unwrap_err().kind, ErrorKind::Damaged);
     assert!(!storage.exists(&to).unwrap());
-    assert_eq!(storage.put_checked(&from, &to, &hash).unwrap(), (Published::New, 7));
-    assert_eq!(storage.put_checked(&from, &to, &hash).unwrap().0, Published::Existing);
-    assert_eq!(storage.put_checked(&local.path().join("no"), &to, &hash).unwrap_err().kind, ErrorKind::Missing);
-    assert_eq!(storage.get_checked(&to, &back, &"0".repeat(64)).unwrap_err().kind, ErrorKind::Damaged);
+    assert_eq!(storage.put_checked(&from, &to, &hash, &keys).unwrap(), (Published::New, 7));
+    assert_eq!(storage.put_checked(&from, &to, &hash, &keys).unwrap().0, Published::Existing);
+    assert_eq!(storage.put_checked(&local.path().join("no"), &to, &hash, &keys).unwrap_err().kind, ErrorKind::Missing);
+    assert_eq!(storage.get_checked(&to, &back, &"0".repeat(64), &keys).unwrap_err().kind, ErrorKind::Damaged);
     assert!(!back.exists());
-    assert_eq!(storage.get_checked(&to, &back, &hash).unwrap(), (Published::New, 7));
-    assert_eq!(storage.get_checked(&root.join("a/no"), &back, &hash).unwrap_err().kind, ErrorKind::Missing);
+    assert_eq!(storage.get_checked(&to, &back, &hash, &keys).unwrap(), (Published::New, 7));
+    assert_eq!(storage.get_checked(&root.join("a/no"), &back, &hash, &keys).unwrap_err().kind, ErrorKind::Missing);
     std::fs::write(&back, b"damaged").unwrap();
-    assert_eq!(storage.get_checked_over(&to, &back, &hash).unwrap(), 7);
+    assert_eq!(storage.get_checked_over(&to, &back, &hash, &keys).unwrap(), 7);
     assert_eq!(std::fs::read(&back).unwrap(), b"content");
 
     let lock = root.join("lock");

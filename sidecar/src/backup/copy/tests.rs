@@ -26,7 +26,7 @@ fn attempt(files: &[ScannedFile], last: Option<usize>, dir: &Path, options: &Cop
     copy(
         files,
         last,
-        &PackTarget::new(&Storage::Directory, dir, 1),
+        &PackTarget::new(&Storage::Directory, dir, 1, &crate::repository::crypt::Keys::none()),
         options,
         &Progress::silent(),
         &AtomicBool::new(false),
@@ -42,7 +42,9 @@ fn restored(copied: &Copied, dir: &Path, entry: &FileEntry) -> Vec<u8> {
     let mut out = vec![0; entry.bytes as usize];
     for part in &entry.parts {
         let pack = &copied.packs[part.pack as usize];
-        let mut reader = PackReader::open(&Storage::Directory, &dir.join(&pack.name)).unwrap();
+        let mut reader =
+            PackReader::open(&Storage::Directory, &crate::repository::crypt::Keys::none(), &dir.join(&pack.name))
+                .unwrap();
         // The frame's length is at most that of the largest part that ends in it.
         let length = copied
             .files

@@ -74,7 +74,7 @@ impl Archive {
         };
         let path = self.repository.wal_path(name, kind);
         fsio::create_dirs(fsio::parent(&path)).unwrap();
-        fsio::write_new(&path, &walstore::encode(&note, content, 1).unwrap()).unwrap();
+        fsio::write_new(&path, &walstore::encode(&note, content, 1, self.repository.keys()).unwrap()).unwrap();
     }
 
     pub(crate) fn wal(&self, timeline: u32, number: u64, second: i64) {
@@ -109,6 +109,7 @@ impl Archive {
             files: Vec::new(),
             fragments,
             damaged_pages: Vec::new(),
+            encrypted: None,
         };
         let manifest_blake3 = self.repository.write_manifest(&manifest).unwrap();
         let name = Segment::numbered(timeline, number, SIZE).to_string();

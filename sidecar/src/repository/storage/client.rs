@@ -131,7 +131,7 @@ impl Client {
                 answer.again = pause > PAUSES.0;
             }
             let again = match &tried {
-                Ok(answer) => matches!(answer.status, 408 | 409 | 429 | 500 | 502 | 503 | 504),
+                Ok(answer) => matches!(answer.status, 408 | 409 | 429 | 500 | 502 | 503 | 504) || is_garbled(answer),
                 Err(error) => passing(error),
             };
             if !again || began.elapsed() + pause > retry {
@@ -188,6 +188,15 @@ fn passing(error: &ureq::Error) -> bool {
         E::Timeout(_) | E::HostNotFound | E::ConnectionFailed | E::BodyStalled | E::Protocol(_) => true,
         _ => false,
     }
+}
+
+/// The service says that what it got is not what was sent, or not all of it.
+fn is_garbled(answer: &Answer) -> bool {
+    let text = String::from_utf8_lossy(&answer.body);
+    answer.status == 400
+        && ["RequestTimeout", "BadDigest", "IncompleteBody"]
+            .iter()
+            .any(|code| text.contains(&format!("<Code>{code}</Code>")))
 }
 
 fn is_tls(error: &std::io::Error) -> bool {
