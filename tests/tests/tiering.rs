@@ -456,11 +456,17 @@ fn what_is_in_progress_while_a_table_moves_is_neither_lost_nor_kept() {
                     });
                     // Everything is read, and only the exclusive lock is missing.
                     let mut watch = cluster.connect().unwrap();
-                    wait_for("the swap", Duration::from_secs(60), || {
-                        let wait = format!("SELECT coalesce(wait_event_type, '') FROM pg_stat_activity WHERE pid = {pid}");
-                        twin::value(&mut watch, &wait).unwrap() == "Lock"
-                    })
-                    .unwrap();
+                    let activity = format!(
+                        "SELECT concat_ws(' ', wait_event_type, wait_event, state, query) FROM pg_stat_activity WHERE pid = {pid}"
+                    );
+                    let mut seen = String::new();
+                    let waited = wait_for("the swap", Duration::from_secs(60), || {
+                        seen = twin::value(&mut watch, &activity).unwrap();
+                        seen.starts_with("Lock ")
+                    });
+                    if let Err(error) = waited {
+                        panic!("{table}: {error:#}; the move is at: {seen}");
+                    }
                     open.batch_execute(end).unwrap();
                     let mut c = moves.join().unwrap();
                     twin::assert_same(&mut c, &table, &format!("{table}_twin")).unwrap();
