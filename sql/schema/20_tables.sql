@@ -42,7 +42,7 @@ CREATE TABLE strata.deletion (
 );
 CREATE INDEX deletion_row ON strata.deletion (relid, row_id);
 CREATE INDEX deletion_delta ON strata.deletion (relid, delta) WHERE delta < '(2147483648,0)';
-COMMENT ON TABLE strata.deletion IS 'The deletion vectors: a fragment row is deleted for a snapshot iff a row here that the snapshot sees names it. delta is the delta row that took its place in relation file filenode, or a virtual TID: (2147483648,1) if the row was deleted, (2147483648,2) if a transaction changed the delta row that does not see that its snapshot''s row was promoted.';
+COMMENT ON TABLE strata.deletion IS 'The deletion vectors: a fragment row is deleted for a snapshot iff a row here that the snapshot sees names it. delta is the delta row that took its place in relation file filenode, or a virtual TID: (2147483648,1) if the row was deleted, (2147483648,2) in the mark of a transaction that changed the delta row with a snapshot older than the promotion.';
 
 CREATE TABLE strata.policy (
     relid         regclass PRIMARY KEY,

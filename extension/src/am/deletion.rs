@@ -156,7 +156,7 @@ pub unsafe fn deleted_before(rel: pg_sys::Relation, horizon: pg_sys::Transaction
     unsafe {
         let relid = (*rel).rd_id;
         for d in DeletionScan::from(&oids, relid, first_row_id(&table), &raw mut own) {
-            if d.xmin == pg_sys::FrozenTransactionId || pg_sys::TransactionIdPrecedes(d.xmin, horizon) {
+            if d.is_before(horizon) {
                 rows.insert(d.row_id);
             }
         }

@@ -330,6 +330,12 @@ impl Deletion {
         super::tid::row_id(&self.delta).is_none()
     }
 
+    /// Whether every snapshot sees it that counts transactions before `horizon` as ended. (One of this transaction is behind it.)
+    pub fn is_before(&self, horizon: pg_sys::TransactionId) -> bool {
+        // SAFETY: reads nothing but its arguments.
+        self.xmin == pg_sys::FrozenTransactionId || unsafe { pg_sys::TransactionIdPrecedes(self.xmin, horizon) }
+    }
+
     /// Whether it is a second mark of a row, which says nothing to other transactions than its own.
     pub fn is_superseding(&self) -> bool {
         super::tid::row_id(&self.delta) == super::tid::row_id(&superseded())

@@ -109,6 +109,21 @@ unsafe fn read(rel: Relation, block: BlockNumber, strategy: BufferAccessStrategy
     }
 }
 
+/// Gives `change` a copy of a pinned page, which takes the page's place through a WAL record.
+///
+/// # Safety
+/// `buffer` is a pinned and unlocked page of `rel`, which only this session writes to; `change` raises no ERROR.
+pub unsafe fn change_page(rel: Relation, buffer: Buffer, change: impl FnOnce(Page)) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE as i32);
+        let log = GenericXLogStart(rel);
+        change(GenericXLogRegisterBuffer(log, buffer, GENERIC_XLOG_FULL_IMAGE as i32));
+        GenericXLogFinish(log);
+        LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
+    }
+}
+
 /// Calls `f` for each tuple of a share-locked page.
 ///
 /// # Safety
@@ -453,16 +468,13 @@ unsafe fn tell_changed_keys(old: Relation, new: Relation, from: BlockNumber) {
             LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
             updated.retain_mut(|tuple| !keeps_key(new, tuple, keys));
             if !updated.is_empty() {
-                LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE as i32);
-                let log = GenericXLogStart(new);
-                let page = GenericXLogRegisterBuffer(log, buffer, GENERIC_XLOG_FULL_IMAGE as i32);
-                for tuple in &updated {
-                    let offset = tuple.t_self.ip_posid;
-                    let copy = compat::page_tuple(new, page, block, offset, compat::item_id(page, offset));
-                    (*copy.t_data).t_infomask2 |= HEAP_KEYS_UPDATED as u16;
-                }
-                GenericXLogFinish(log);
-                LockBuffer(buffer, BUFFER_LOCK_UNLOCK as i32);
+                change_page(new, buffer, |page| {
+                    for tuple in &updated {
+                        let offset = tuple.t_self.ip_posid;
+                        let copy = compat::page_tuple(new, page, block, offset, compat::item_id(page, offset));
+                        (*copy.t_data).t_infomask2 |= HEAP_KEYS_UPDATED as u16;
+                    }
+                });
             }
             ReleaseBuffer(buffer);
         }

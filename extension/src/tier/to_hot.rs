@@ -197,10 +197,7 @@ unsafe fn marks(rel: Relation, oldest_xmin: TransactionId) -> Marks {
         let first = fragments::of(rel).map_or(0, |table| crate::am::deletion::first_row_id(&table));
         let all: Vec<Deletion> = DeletionScan::from(&oids, (*rel).rd_id, first, &raw mut now).collect();
         for of_row in all.chunk_by(|a, b| a.row_id == b.row_id) {
-            let everybody_sees = |mark: &&Deletion| {
-                mark.own_command.is_none()
-                    && (mark.xmin == FrozenTransactionId || TransactionIdPrecedes(mark.xmin, oldest_xmin))
-            };
+            let everybody_sees = |mark: &&Deletion| mark.own_command.is_none() && mark.is_before(oldest_xmin);
             if let Some(mark) = of_row.iter().find(everybody_sees) {
                 marks.dead.push(mark.row_id);
                 marks.traces.lose(mark.xmin);
@@ -317,7 +314,7 @@ unsafe fn deleted_by(tuple: HeapTuple, mark: &Deletion) {
 /// Makes the copies at `places` dead line pointers: index entries of them lead nowhere, and the next VACUUM removes both.
 unsafe fn remove(new: Relation, places: &mut [ItemPointerData]) {
     places.sort_by_key(tag);
-    // SAFETY: `new` is locked exclusively and known to this session only; a page is changed through a generic WAL record.
+    // SAFETY: `new` is locked exclusively and known to this session only; what is changed of a page are its line pointers.
     unsafe {
         for page in places.chunk_by(|a, b| tid::block(a) == tid::block(b)) {
             pgrx::check_for_interrupts!();
@@ -330,17 +327,15 @@ unsafe fn remove(new: Relation, places: &mut [ItemPointerData]) {
                     guarded(|| ext::heap_toast_delete(new, &mut tuple, true));
                 }
             }
-            LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE as i32);
-            let log = GenericXLogStart(new);
-            let copy = GenericXLogRegisterBuffer(log, buffer, GENERIC_XLOG_FULL_IMAGE as i32);
-            for at in page {
-                let item = compat::item_id(copy, at.ip_posid).cast_mut();
-                (*item).set_lp_flags(LP_DEAD);
-                (*item).set_lp_off(0);
-                (*item).set_lp_len(0);
-            }
-            GenericXLogFinish(log);
-            UnlockReleaseBuffer(buffer);
+            online::change_page(new, buffer, |copy| {
+                for at in page {
+                    let item = compat::item_id(copy, at.ip_posid).cast_mut();
+                    (*item).set_lp_flags(LP_DEAD);
+                    (*item).set_lp_off(0);
+                    (*item).set_lp_len(0);
+                }
+            });
+            ReleaseBuffer(buffer);
         }
     }
 }
