@@ -486,6 +486,19 @@ fn a_backup_that_is_killed_leaves_nothing_that_counts() {
     }
 }
 
+/// Makes what a tool holds a day older.
+fn a_day_later(server: &Server) -> strata_sidecar::repository::Repository {
+    let text = std::fs::read_to_string(&server.config).unwrap();
+    let config = strata_sidecar::config::Config::parse(&text, &server.config).unwrap();
+    let repository = strata_sidecar::repository::Repository::open(&config).unwrap();
+    for mut object in repository.objects().unwrap().0 {
+        object.ended_at = object.ended_at.map(|at| at - jiff::SignedDuration::from_hours(25));
+        repository.write_object(&object).unwrap();
+    }
+    give(&server.repository);
+    repository
+}
+
 #[test]
 fn forgetting_keeps_what_others_need() {
     for (preset, program) in [("command", "zstd"), ("restic", "restic"), ("borg", "borg")] {
@@ -509,15 +522,7 @@ fn forgetting_keeps_what_others_need() {
         assert_eq!(object_names(&server, &format!("+{first}+hot")), Vec::<String>::new());
         assert_eq!(object_names(&server, "+fragments-").len(), 2);
         assert_eq!(server.json(&["tool", "list"])["unknown"], json!([]));
-        // A day later.
-        let text = std::fs::read_to_string(&server.config).unwrap();
-        let config = strata_sidecar::config::Config::parse(&text, &server.config).unwrap();
-        let repository = strata_sidecar::repository::Repository::open(&config).unwrap();
-        for mut object in repository.objects().unwrap().0 {
-            object.ended_at = object.ended_at.map(|at| at - jiff::SignedDuration::from_hours(25));
-            repository.write_object(&object).unwrap();
-        }
-        give(&server.repository);
+        let repository = a_day_later(&server);
         let third = server.json(&["backup"])["id"].as_str().unwrap().to_owned();
         let done = server.json(&["tool", "forget", &second]);
         assert_eq!(done["kept"], json!(1), "{done}");
@@ -690,14 +695,7 @@ fn a_fragment_that_comes_back_while_its_object_is_forgotten_is_sent_again() {
     files(&log).iter().for_each(|file| std::fs::remove_file(file).unwrap());
     let kept = files(&server.store()).into_iter().find(|file| file.display().to_string().contains(&hash)).unwrap();
     std::fs::remove_file(&kept).unwrap();
-    let text = std::fs::read_to_string(&server.config).unwrap();
-    let config = strata_sidecar::config::Config::parse(&text, &server.config).unwrap();
-    let repository = strata_sidecar::repository::Repository::open(&config).unwrap();
-    for mut object in repository.objects().unwrap().0 {
-        object.ended_at = object.ended_at.map(|at| at - jiff::SignedDuration::from_hours(25));
-        repository.write_object(&object).unwrap();
-    }
-    give(&server.repository);
+    let repository = a_day_later(&server);
     server.json(&["backup"]);
     let agent_log = server.dir.join("agent.log");
     let out = std::fs::File::create(&agent_log).unwrap();

@@ -1,7 +1,7 @@
 //! Two tables that must hold the same rows: the one under test, and its heap twin.
 
 use anyhow::{Result, bail};
-use postgres::{Client, GenericClient};
+use postgres::{Client, GenericClient, SimpleQueryMessage};
 
 /// Fails unless the two tables hold the same rows, as often as each other: EXCEPT ALL both ways, then an ordered hash.
 /// The two ways are there because they take different plans over the table under test.
@@ -51,7 +51,7 @@ pub fn sum_digest(client: &mut impl GenericClient, table: &str) -> Result<(i64, 
 pub fn rows(client: &mut Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
     let mut found = Vec::new();
     for message in client.simple_query(sql)? {
-        if let postgres::SimpleQueryMessage::Row(row) = message {
+        if let SimpleQueryMessage::Row(row) = message {
             found.push((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect());
         }
     }
@@ -74,4 +74,37 @@ pub fn plan(client: &mut Client, sql: &str) -> Result<String> {
         .filter_map(|r| r.into_iter().next().flatten())
         .collect();
     Ok(lines.join("\n"))
+}
+
+/// What a statement gave: rows and counts, or an SQLSTATE with its message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Each row's columns in one text, and the affected rows of each command.
+    Done(Vec<String>, Vec<u64>),
+    /// The SQLSTATE, `lost` when the connection was.
+    Failed(String, String),
+}
+
+/// Runs a statement, or several.
+pub fn run(client: &mut Client, sql: &str) -> Outcome {
+    match client.simple_query(sql) {
+        Ok(messages) => {
+            let (mut rows, mut counts) = (Vec::new(), Vec::new());
+            for message in messages {
+                match message {
+                    SimpleQueryMessage::Row(r) => {
+                        let row: Vec<&str> = (0..r.len()).map(|i| r.get(i).unwrap_or("<null>")).collect();
+                        rows.push(row.join(" | "));
+                    }
+                    SimpleQueryMessage::CommandComplete(n) => counts.push(n),
+                    _ => {}
+                }
+            }
+            Outcome::Done(rows, counts)
+        }
+        Err(error) => match error.as_db_error() {
+            Some(db) => Outcome::Failed(db.code().code().to_owned(), db.message().to_owned()),
+            None => Outcome::Failed("lost".to_owned(), format!("{error:#}")),
+        },
+    }
 }

@@ -15,41 +15,23 @@
 //! `STRATA_SEEDS=1000` makes it longer, `STRATA_SEED` is the first seed (0).
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use postgres::{Client, SimpleQueryMessage};
+use postgres::Client;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
-use strata_tests::{Cluster, Options, checks};
+use strata_tests::twin::{self, Outcome};
+use strata_tests::{Cluster, Options};
 
 const STEPS: u32 = 150;
 const SESSIONS: usize = 4;
 const KEYS: i32 = 24;
 
-/// What a statement gave.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    Done(Vec<String>, Vec<u64>),
-    Failed(String),
-}
-
+/// What a statement gives, without a message.
 fn run(client: &mut Client, sql: &str) -> Outcome {
-    match client.simple_query(sql) {
-        Ok(messages) => {
-            let (mut rows, mut counts) = (Vec::new(), Vec::new());
-            for message in messages {
-                match message {
-                    SimpleQueryMessage::Row(r) => {
-                        let row: Vec<&str> = (0..r.len()).map(|i| r.get(i).unwrap_or("<null>")).collect();
-                        rows.push(row.join("|"));
-                    }
-                    SimpleQueryMessage::CommandComplete(n) => counts.push(n),
-                    _ => {}
-                }
-            }
-            Outcome::Done(rows, counts)
-        }
-        Err(error) => Outcome::Failed(checks::sqlstate(&error)),
+    match twin::run(client, sql) {
+        Outcome::Failed(state, _) => Outcome::Failed(state, String::new()),
+        done => done,
     }
 }
 
@@ -123,7 +105,7 @@ impl World {
         if heap == warm {
             return warm;
         }
-        let relocated = matches!(&warm, Outcome::Failed(state) if state == "40001")
+        let relocated = matches!(&warm, Outcome::Failed(state, _) if state == "40001")
             && matches!(heap, Outcome::Done(..))
             && s.repeatable
             && self.rewrites > s.rewrites;
@@ -241,7 +223,7 @@ impl World {
         }
         self.sessions[n].touched = true;
         let sql = if self.rng.random_bool(0.6) { self.change(n) } else { self.read() };
-        if let Outcome::Failed(state) = self.both(n, &sql) {
+        if let Outcome::Failed(state, _) = self.both(n, &sql) {
             assert!(
                 ["23505", "40001"].contains(&state.as_str()),
                 "seed {}: {state}\n{}",
@@ -258,10 +240,8 @@ impl World {
 
     /// Moves the warm table, which nobody holds a lock on.
     fn maintain(&mut self) {
-        let is_warm = run(
-            &mut self.warm,
-            "SELECT FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = 't'::regclass AND a.amname = 'warm'",
-        ) != Outcome::Done(Vec::new(), vec![0]);
+        let method = "SELECT a.amname FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = 't'::regclass";
+        let is_warm = twin::value(&mut self.warm, method).unwrap() == "warm";
         let (sql, rewrites) = match self.rng.random_range(0..10) {
             _ if !is_warm => ("SELECT strata.to_warm('t')", true),
             0..3 => ("SELECT strata.to_hot('t')", false),
@@ -273,7 +253,7 @@ impl World {
         };
         self.rewrites += u32::from(rewrites);
         self.log.push(format!("    {sql}"));
-        if let Outcome::Failed(state) = run(&mut self.warm, sql) {
+        if let Outcome::Failed(state, _) = run(&mut self.warm, sql) {
             self.differs(&format!("warm: {state}"));
         }
         if sql == "VACUUM t" {

@@ -20,47 +20,18 @@ mod statements;
 #[path = "property/types.rs"]
 mod types;
 
-use postgres::{Client, SimpleQueryMessage};
+use postgres::Client;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use schema::Table;
 use statements::Compare;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use strata_tests::twin::{Outcome, run};
 use strata_tests::{Cluster, Options, twin};
 
 /// Steps of one seed.
 const STEPS: u32 = 90;
-
-/// What a statement gave: rows and counts, or an SQLSTATE with its message.
-#[derive(Debug)]
-enum Outcome {
-    Done(Vec<String>, Vec<u64>),
-    Failed(String, String),
-}
-
-fn run(client: &mut Client, sql: &str) -> Outcome {
-    match client.simple_query(sql) {
-        Ok(messages) => {
-            let (mut rows, mut counts) = (Vec::new(), Vec::new());
-            for message in messages {
-                match message {
-                    SimpleQueryMessage::Row(r) => {
-                        let row: Vec<&str> = (0..r.len()).map(|i| r.get(i).unwrap_or("<null>")).collect();
-                        rows.push(row.join(" | "));
-                    }
-                    SimpleQueryMessage::CommandComplete(n) => counts.push(n),
-                    _ => {}
-                }
-            }
-            Outcome::Done(rows, counts)
-        }
-        Err(error) => match error.as_db_error() {
-            Some(db) => Outcome::Failed(db.code().code().to_owned(), db.message().to_owned()),
-            None => Outcome::Failed("lost".to_owned(), format!("{error:#}")),
-        },
-    }
-}
 
 /// The two databases, and the model of what is in them.
 struct Twins {

@@ -21,6 +21,16 @@ struct Moment {
     extra: Option<(i64, String)>,
 }
 
+/// `w` and its heap twin `h`.
+fn tables(c: &mut Client, rows: u32) {
+    for t in ["w", "h"] {
+        c.batch_execute(&format!(
+            "CREATE TABLE {t} (id int PRIMARY KEY, k int, v text); INSERT INTO {t} SELECT i, i % 30, md5(i::text) FROM generate_series(1, {rows}) i"
+        ))
+        .unwrap();
+    }
+}
+
 /// One transaction over the table that `{t}` stands for.
 fn change(r: &mut StdRng, n: usize) -> String {
     let id = r.random_range(1..4000);
@@ -50,12 +60,7 @@ fn oracle(c: &mut Client, step: usize) -> Moment {
 fn ten_random_moments_come_back_as_the_oracle_recorded_them() {
     let cluster = Cluster::with(Options::new().archiving().set("strata.fragment_rows", "1500")).unwrap();
     let mut c = cluster.connect().unwrap();
-    for t in ["w", "h"] {
-        c.batch_execute(&format!(
-            "CREATE TABLE {t} (id int PRIMARY KEY, k int, v text); INSERT INTO {t} SELECT i, i % 30, md5(i::text) FROM generate_series(1, 4000) i"
-        ))
-        .unwrap();
-    }
+    tables(&mut c, 4000);
     let (strata, agent) = Strata::with_agent(&cluster).unwrap();
     strata.run(&["check"]).unwrap();
     checks::rewarm(&mut c, "w").unwrap();
@@ -197,12 +202,7 @@ fn renew(c: &mut Client) {
 fn a_timeline_that_was_left_keeps_its_fragments() {
     let cluster = Cluster::with(Options::new().archiving().set("strata.fragment_rows", "1500")).unwrap();
     let mut c = cluster.connect().unwrap();
-    for t in ["w", "h"] {
-        c.batch_execute(&format!(
-            "CREATE TABLE {t} (id int PRIMARY KEY, k int, v text); INSERT INTO {t} SELECT i, i % 30, md5(i::text) FROM generate_series(1, 3000) i"
-        ))
-        .unwrap();
-    }
+    tables(&mut c, 3000);
     let (strata, agent) = Strata::with_agent(&cluster).unwrap();
     checks::rewarm(&mut c, "w").unwrap();
     let first = hashes(&mut c);

@@ -1,7 +1,7 @@
 //! Retention over archives that are made up, with plans as the oracle: every plan to a kept moment is the same before and after.
 
 use super::*;
-use crate::recovery::plan::tests::{Archive, SIZE, commit_at, time};
+use crate::recovery::plan::tests::{Archive, SIZE, commit_at, time, time_at};
 use crate::recovery::plan::{Plan, PlanRequest};
 use crate::recovery::target::Target;
 use crate::repository::fragments::{Dropped, FragmentLogEntry};
@@ -9,7 +9,7 @@ use crate::repository::manifest::FragmentRef;
 use crate::wal::name::{Segment, WalName};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use strata_catalog::{FragmentRow, Lsn};
+use strata_catalog::Lsn;
 
 fn rules(archive: &Archive, text: &str) -> Config {
     let mut config = archive.config.clone();
@@ -141,15 +141,7 @@ fn what_was_recorded_with_the_wrong_clock_does_not_hide_the_leap_before_it() {
 
 #[test]
 fn a_fragment_of_a_branch_that_was_left_stays_for_its_moments_and_no_longer() {
-    let archive = Archive::new();
-    for number in 1..=8 {
-        archive.wal(1, number, number as i64 * 10);
-    }
-    archive.put("00000002.history", format!("1\t{}\tx\n", Lsn(6 * SIZE + 100)).as_bytes());
-    for number in 6..=8 {
-        archive.wal(2, number, 100 + number as i64 * 10);
-    }
-    archive.backup(1, 2, 20);
+    let archive = Archive::branched();
     archive.backup(1, 7, 71);
     archive.backup(2, 7, 172);
     // Made on timeline 1 behind the point where timeline 2 left it: nobody will see it go. The other is said to be gone on timeline 2.
@@ -242,32 +234,19 @@ fn a_folder_that_an_interrupted_expire_left_is_removed_and_is_no_lost_catalog() 
 
 /// Puts a file among the fragments, and a line into the log.
 fn fragment(archive: &Archive, seed: u64, timeline: u32, created: u64, dropped: Option<u64>) -> String {
-    let content = format!("fragment {seed}");
-    let hash = blake3::hash(content.as_bytes()).to_hex().to_string();
-    let from = archive.repository.root().join(".x.tmp");
-    std::fs::write(&from, content).unwrap();
-    archive.repository.put_fragment(&hash, &from).unwrap();
-    let second = |lsn: u64| time((lsn / (SIZE / 10)) as i64);
+    let row = archive.fragment(seed as i64, created);
+    let hash = row.hash.clone();
     let entry = FragmentLogEntry {
         database_oid: 5,
         database: "d".into(),
-        fragment: FragmentRow {
-            fragment_id: seed as i64,
-            relid: 1,
-            relation: None,
-            hash: hash.clone(),
-            row_count: 1,
-            bytes: 1,
-            created_at: second(created),
-            created_lsn: Lsn(created),
-        },
+        completed_at: row.created_at,
+        fragment: row,
         timeline,
-        completed_at: second(created),
         dropped: Vec::new(),
     };
     archive.repository.log_fragment(&entry).unwrap();
     if let Some(lsn) = dropped {
-        archive.repository.log_dropped(&entry, Dropped { at: second(lsn), lsn: Lsn(lsn), timeline }).unwrap();
+        archive.repository.log_dropped(&entry, Dropped { at: time_at(lsn), lsn: Lsn(lsn), timeline }).unwrap();
     }
     hash
 }

@@ -5,41 +5,14 @@ use crate::recovery::plan::tests::{Archive, SIZE, commit_at, time};
 use crate::recovery::target::Target;
 use std::sync::atomic::AtomicBool;
 
-/// A row, and its fragment in the repository. Rows of one number have one content.
-fn row(archive: &Archive, id: i64, created: u64) -> FragmentRow {
-    let content = format!("fragment {id}");
-    let hash = blake3::hash(content.as_bytes()).to_hex().to_string();
-    let from = archive.repository.root().join(".x.tmp");
-    std::fs::write(&from, content).unwrap();
-    archive.repository.put_fragment(&hash, &from).unwrap();
-    FragmentRow {
-        fragment_id: id,
-        relid: 1,
-        relation: None,
-        hash,
-        row_count: 1,
-        bytes: 1,
-        created_at: time(created as i64 / (SIZE / 10) as i64),
-        created_lsn: Lsn(created),
-    }
-}
-
 /// A server that was recovered to a moment before the end of its log goes on in the same repository, on timeline 2. Its watch sees a row
 /// that timeline 1 has lost since, and does not see one that came there later.
 #[test]
 fn what_happens_on_one_timeline_leaves_the_log_of_another_as_it_was() {
-    let archive = Archive::new();
-    for number in 1..=8 {
-        archive.wal(1, number, number as i64 * 10);
-    }
-    archive.put("00000002.history", format!("1\t{}\tx\n", Lsn(6 * SIZE + 100)).as_bytes());
-    for number in 6..=8 {
-        archive.wal(2, number, 100 + number as i64 * 10);
-    }
-    archive.backup(1, 2, 20);
+    let archive = Archive::branched();
     let repository = &archive.repository;
     let (early, late, unseen) =
-        (row(&archive, 1, 5 * SIZE), row(&archive, 2, 7 * SIZE + 10), row(&archive, 3, 3 * SIZE));
+        (archive.fragment(1, 5 * SIZE), archive.fragment(2, 7 * SIZE + 10), archive.fragment(3, 3 * SIZE));
     // The same number and content as one of timeline 1, and another row all the same.
     let again = FragmentRow { created_lsn: Lsn(7 * SIZE + 800), ..late.clone() };
     let entry = |row: &FragmentRow| FragmentLogEntry {

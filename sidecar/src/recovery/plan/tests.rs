@@ -10,6 +10,7 @@ use crate::wal::name::WalName;
 use crate::wal::scan::SegmentSummary;
 use crate::wal::walker::SegmentHeader;
 use std::path::Path;
+use strata_catalog::FragmentRow;
 
 pub(crate) const SIZE: u64 = 1 << 20;
 
@@ -44,6 +45,25 @@ pub(crate) fn commit_at(number: u64) -> Lsn {
     Lsn(number * SIZE + 40)
 }
 
+/// When a position was written, about.
+pub(crate) fn time_at(lsn: u64) -> Timestamp {
+    time((lsn / (SIZE / 10)) as i64)
+}
+
+/// A row that names a fragment.
+pub(crate) fn fragment_row(id: i64, hash: &str, created: u64) -> FragmentRow {
+    FragmentRow {
+        fragment_id: id,
+        relid: 1,
+        relation: None,
+        hash: hash.to_owned(),
+        row_count: 1,
+        bytes: 1,
+        created_at: time_at(created),
+        created_lsn: Lsn(created),
+    }
+}
+
 pub(crate) struct Archive {
     pub(crate) _dir: tempfile::TempDir,
     pub(crate) config: Config,
@@ -63,15 +83,7 @@ impl Archive {
     pub(crate) fn put(&self, name: &str, content: &[u8]) {
         let kind = WalName::parse(name).unwrap();
         let segment = SegmentHeader::read(content).map(|header| SegmentSummary::of(name, &header, content).unwrap());
-        let note = WalNote {
-            name: name.to_owned(),
-            bytes: content.len() as u64,
-            blake3: blake3::hash(content).to_hex().to_string(),
-            frame_blake3: String::new(),
-            archived_at: Timestamp::UNIX_EPOCH,
-            follows: false,
-            segment,
-        };
+        let note = WalNote { archived_at: Timestamp::UNIX_EPOCH, segment, ..WalNote::of(name, content) };
         let path = self.repository.wal_path(name, kind);
         fsio::create_dirs(fsio::parent(&path)).unwrap();
         fsio::write_new(&path, &walstore::encode(&note, content, 1, self.repository.keys()).unwrap()).unwrap();
@@ -79,6 +91,30 @@ impl Archive {
 
     pub(crate) fn wal(&self, timeline: u32, number: u64, second: i64) {
         self.put(&Segment::numbered(timeline, number, SIZE).to_string(), &segment(timeline, number, second));
+    }
+
+    /// Eight segments on timeline 1, which timeline 2 left in the sixth for two more, and a backup in the second.
+    pub(crate) fn branched() -> Self {
+        let archive = Self::new();
+        for number in 1..=8 {
+            archive.wal(1, number, number as i64 * 10);
+        }
+        archive.put("00000002.history", format!("1\t{}\tx\n", Lsn(6 * SIZE + 100)).as_bytes());
+        for number in 6..=8 {
+            archive.wal(2, number, 100 + number as i64 * 10);
+        }
+        archive.backup(1, 2, 20);
+        archive
+    }
+
+    /// A fragment in the repository, and a row that names it. Those of one number have one content.
+    pub(crate) fn fragment(&self, id: i64, created: u64) -> FragmentRow {
+        let content = format!("fragment {id}");
+        let hash = blake3::hash(content.as_bytes()).to_hex().to_string();
+        let from = self.repository.root().join(".x.tmp");
+        std::fs::write(&from, content).unwrap();
+        self.repository.put_fragment(&hash, &from).unwrap();
+        fragment_row(id, &hash, created)
     }
 
     /// A backup that fills one segment and is consistent at its end.
@@ -258,16 +294,7 @@ fn a_fragment_that_was_dropped_on_another_branch_is_still_wanted() {
         archive.wal(2, number, second);
     }
     let log = |hash: &str, dropped: u64| {
-        let fragment = strata_catalog::FragmentRow {
-            fragment_id: 1,
-            relid: 1,
-            relation: None,
-            hash: hash.repeat(64),
-            row_count: 1,
-            bytes: 1,
-            created_at: time(55),
-            created_lsn: Lsn(5 * SIZE + 500),
-        };
+        let fragment = FragmentRow { created_at: time(55), ..fragment_row(1, &hash.repeat(64), 5 * SIZE + 500) };
         let entry = FragmentLogEntry {
             database_oid: 5,
             database: "d".into(),
@@ -293,16 +320,7 @@ fn a_row_that_is_gone_takes_no_fragment_from_another_that_is_there() {
     let entry = |id: i64, created: u64| FragmentLogEntry {
         database_oid: 5,
         database: "d".into(),
-        fragment: strata_catalog::FragmentRow {
-            fragment_id: id,
-            relid: 1,
-            relation: None,
-            hash: "a".repeat(64),
-            row_count: 1,
-            bytes: 1,
-            created_at: time(15),
-            created_lsn: Lsn(created),
-        },
+        fragment: FragmentRow { created_at: time(15), ..fragment_row(id, &"a".repeat(64), created) },
         timeline: 1,
         completed_at: time(15),
         dropped: Vec::new(),
