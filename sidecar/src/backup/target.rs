@@ -103,9 +103,7 @@ impl Writer for Packs {
         self.compressor
             .compress_to_buffer(content, &mut self.frame)
             .map_err(|error| Error::new(ErrorKind::Io, format!("zstd failed: {error}")))?;
-        if self.keys.encrypts() {
-            self.frame = self.keys.seal(std::mem::take(&mut self.frame))?;
-        }
+        self.frame = self.keys.seal(std::mem::take(&mut self.frame))?;
         let place = self.packs.append(&self.frame)?;
         for (_, part) in parts {
             part.pack = place.pack;

@@ -72,6 +72,16 @@ impl Report {
         }
     }
 
+    /// Notes how a check went that may end with a warning, which gets the hint.
+    fn note_state(&mut self, name: &'static str, outcome: Result<(State, String)>, hint: &str) {
+        match outcome {
+            Ok((State::Warning, message)) => {
+                self.checks.push(Check { name, state: State::Warning, message, hint: Some(hint.to_owned()) });
+            }
+            other => drop(self.note(name, other)),
+        }
+    }
+
     fn skip(&mut self, name: &'static str) {
         let message = "not tried, since something before it failed".to_owned();
         self.checks.push(Check { name, state: State::Skipped, message, hint: None });
@@ -107,29 +117,15 @@ pub async fn run(config: &Config, require_agent: bool, progress: &Progress) -> R
         (Some(()), Some(()), Some(repository)) => {
             let outcome = archiving(config, &repository, &session, &info, progress).await;
             report.note("archiving", outcome);
-            match encryption(repository.clone()).await {
-                Ok((State::Warning, message)) => {
-                    let hint = "Keep an identity where you would recover, and try it: strata verify, strata drill.";
-                    let hint = Some(hint.to_owned());
-                    report.checks.push(Check { name: "encryption", state: State::Warning, message, hint });
-                }
-                Ok((_, message)) => drop(report.note("encryption", Ok(((), message)))),
-                Err(error) => drop(report.note::<()>("encryption", Err(error))),
-            }
+            let hint = "Keep an identity where you would recover, and try it: strata verify, strata drill.";
+            report.note_state("encryption", encryption(repository.clone()).await, hint);
             if config.tool.is_some() {
                 report.note("tool", tool(repository).await);
             }
         }
         _ => report.skip("archiving"),
     }
-    match backlog(config, &info) {
-        Ok((State::Warning, message)) => {
-            let hint = Some("See the server's log for what archive_command says.".to_owned());
-            report.checks.push(Check { name: "backlog", state: State::Warning, message, hint });
-        }
-        Ok((_, message)) => drop(report.note("backlog", Ok(((), message)))),
-        Err(error) => drop(report.note::<()>("backlog", Err(error))),
-    }
+    report.note_state("backlog", backlog(config, &info), "See the server's log for what archive_command says.");
     if config.wal.stream {
         report.note("streaming", streaming(config, &session, &info).await);
     }

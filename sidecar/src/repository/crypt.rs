@@ -21,6 +21,7 @@
 use crate::config::RepositoryConfig;
 use crate::error::{Error, ErrorKind, Result};
 use age::x25519;
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{BufReader, Read, Write};
 use std::path::PathBuf;
@@ -112,26 +113,29 @@ impl Keys {
             .map_err(|error| Error::new(ErrorKind::Config, format!("could not encrypt: {error}")))
     }
 
+    /// What writes an age file for all recipients into `sink`.
+    pub fn sealing<W: Write>(&self, sink: W) -> Result<age::stream::StreamWriter<W>> {
+        self.encryptor()?.wrap_output(sink).map_err(failed)
+    }
+
     /// The stored form of `plain`: an age file, or itself without recipients.
     pub fn seal(&self, plain: Vec<u8>) -> Result<Vec<u8>> {
         if !self.encrypts() {
             return Ok(plain);
         }
-        let failed = |error: std::io::Error| Error::new(ErrorKind::Io, format!("could not encrypt: {error}"));
         let mut out = Vec::with_capacity(plain.len() + 1024 + plain.len() / 2048);
-        let mut writer = self.encryptor()?.wrap_output(&mut out).map_err(failed)?;
+        let mut writer = self.sealing(&mut out)?;
         writer.write_all(&plain).map_err(failed)?;
         writer.finish().map_err(failed)?;
         Ok(out)
     }
 
-    /// Writes into `sink` what makes an age file of what is written here.
-    pub fn sealing<W: Write>(&self, sink: W) -> Result<age::stream::StreamWriter<W>> {
-        let failed = |error: std::io::Error| Error::new(ErrorKind::Io, format!("could not encrypt: {error}"));
-        self.encryptor()?.wrap_output(sink).map_err(failed)
+    /// The content of what is stored, which may be encrypted or not. `what` names it in errors.
+    pub fn content<'a>(&self, stored: &'a [u8], what: impl Display) -> Result<Cow<'a, [u8]>> {
+        Ok(if is_sealed(stored) { Cow::Owned(self.open(stored, what)?) } else { Cow::Borrowed(stored) })
     }
 
-    /// The content of what is stored. `what` names it in errors.
+    /// The content of an age file. `what` names it in errors.
     pub fn open(&self, stored: &[u8], what: impl Display) -> Result<Vec<u8>> {
         let mut plain = Vec::with_capacity(stored.len());
         let opened = self.opening(stored, &what)?.read_to_end(&mut plain);
@@ -166,6 +170,22 @@ impl Keys {
             }),
             Err(error) => Err(Error::damaged(what, format_args!("it does not decrypt: {error}"))),
         }
+    }
+}
+
+/// What the place says is an error of ours inside.
+pub(super) fn failed(error: std::io::Error) -> Error {
+    error.downcast::<Error>().unwrap_or_else(|error| Error::new(ErrorKind::Io, format!("could not encrypt: {error}")))
+}
+
+/// What was read; none when it is encrypted for others.
+pub fn unless_sealed<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind == ErrorKind::NoKey => {
+            tracing::debug!("{error}");
+            Ok(None)
+        }
+        other => other.map(Some),
     }
 }
 

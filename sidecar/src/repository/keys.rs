@@ -59,7 +59,7 @@ impl Repository {
         if self.is_read_only() {
             return Ok(());
         }
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+        let host = super::this_host();
         for recipient in self.keys().readable()? {
             let path = self.shown_path(&recipient);
             let known = self.storage().read_sealed::<Shown>(&path).unwrap_or_default();

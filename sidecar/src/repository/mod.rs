@@ -88,6 +88,11 @@ pub struct Repository {
     keys: Arc<Keys>,
 }
 
+/// The name of this machine, for people.
+fn this_host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 impl Repository {
     /// Opens the repository of a configuration. It must exist.
     pub fn open(config: &Config) -> Result<Self> {

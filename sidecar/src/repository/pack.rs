@@ -4,7 +4,7 @@
 //! durable) when it is full; then a new one begins. A frame holds either a piece of one file or several small files. An encrypted frame is an
 //! age file of its own, whose content is the zstd frame.
 
-use super::crypt::{self, Keys};
+use super::crypt::Keys;
 use super::manifest::Pack;
 use super::storage::{Reader, Storage, Upload};
 use crate::error::{AtPath, Error, Result};
@@ -131,11 +131,10 @@ impl PackReader {
             });
         }
         let what = || format!("the frame at {offset} of the pack \"{}\"", self.path.display());
-        let opened = if crypt::is_sealed(&self.stored) { Some(self.keys.open(&self.stored, what())?) } else { None };
+        let frame = self.keys.content(&self.stored, what())?;
         content.clear();
         content.reserve(expected);
-        let frame = opened.as_ref().unwrap_or(&self.stored);
-        let got = self.decompressor.decompress_to_buffer(frame, content).map_err(|error| {
+        let got = self.decompressor.decompress_to_buffer(&frame, content).map_err(|error| {
             Error::damaged(
                 format_args!("the pack \"{}\"", self.path.display()),
                 format_args!("the frame at {offset} does not decompress: {error}"),

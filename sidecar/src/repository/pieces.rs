@@ -151,15 +151,8 @@ impl Repository {
             }
         };
         let mut best: Option<Partial> = None;
-        let unknown = |error: Error| match error.kind {
-            // Whoever has no identity knows the end of the log by whole segments only.
-            ErrorKind::NoKey => {
-                tracing::debug!("what is there of {segment} counts for nothing here: {error}");
-                Ok(None)
-            }
-            _ => Err(error),
-        };
-        let mut streamed = self.streamed(segment).map(Some).or_else(unknown)?.unwrap_or_default();
+        // Whoever has no identity knows the end of the log by whole segments only.
+        let mut streamed = crypt::unless_sealed(self.streamed(segment))?.unwrap_or_default();
         if !streamed.is_empty() {
             let stored = streamed.len() as u64;
             streamed.resize(size, 0);
@@ -168,10 +161,8 @@ impl Repository {
             }
         }
         let end = |partial: &Option<Partial>| partial.as_ref().and_then(|partial| partial.summary.last_record_end);
-        if let Some((note, content)) = self.read_wal(&format!("{name}.partial")).or_else(|error| match error.kind {
-            ErrorKind::NoKey => Ok(None),
-            _ => Err(error),
-        })? && let Some(summary) = summary(&content)?
+        if let Some((note, content)) = crypt::unless_sealed(self.read_wal(&format!("{name}.partial")))?.flatten()
+            && let Some(summary) = summary(&content)?
         {
             let left = Some(Partial { summary, content, stored: note.bytes });
             if best.is_none() || end(&left) > end(&best) {

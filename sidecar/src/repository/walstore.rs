@@ -103,8 +103,7 @@ pub fn decode(bytes: &[u8], path: &Path, keys: &Keys) -> Result<(WalNote, Vec<u8
     let (note, frame) = check_stored(bytes, path)?;
     let bad = |why: String| Error::damaged(format_args!("the archived WAL file \"{}\"", path.display()), why);
     let what = format_args!("the archived WAL file \"{}\"", path.display());
-    let opened = if crypt::is_sealed(frame) { Some(keys.open(frame, what)?) } else { None };
-    let content = zstd::bulk::decompress(opened.as_deref().unwrap_or(frame), note.bytes as usize)
+    let content = zstd::bulk::decompress(&keys.content(frame, what)?, note.bytes as usize)
         .map_err(|error| bad(format!("it does not decompress: {error}")))?;
     if content.len() as u64 != note.bytes || blake3::hash(&content).to_hex().as_str() != note.blake3 {
         return Err(bad("its checksum does not match its content".to_owned()));
@@ -191,10 +190,9 @@ impl Repository {
         let Some(kind) = WalName::parse(name) else { return Ok(None) };
         let path = self.wal_path(name, kind);
         let Some(bytes) = self.storage().read(&path)? else { return Ok(None) };
-        match decode(&bytes, &path, self.keys()) {
-            Ok((note, _)) => Ok(Some(note)),
-            Err(error) if error.kind == ErrorKind::NoKey => check_stored(&bytes, &path).map(|(note, _)| Some(note)),
-            Err(error) => Err(error),
+        match crypt::unless_sealed(decode(&bytes, &path, self.keys()))? {
+            Some((note, _)) => Ok(Some(note)),
+            None => check_stored(&bytes, &path).map(|(note, _)| Some(note)),
         }
     }
 

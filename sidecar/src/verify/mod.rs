@@ -252,10 +252,7 @@ fn backup(
         }
         Err(error) => return findings.failed("backup", &entry.id, error),
     };
-    // A fragment that a backup had to do without may have come into the repository later; then all is well.
-    for fragment in &manifest.fragments {
-        needed.entry(fragment.hash.clone()).or_insert_with(|| format!("backup {}", entry.id));
-    }
+    needs(&manifest, needed);
     // What a tool holds is looked at with all else that it holds.
     let through_tool = manifest.packs.iter().any(|pack| pack.object.is_some());
     let mut by_pack: Vec<Vec<&Part>> = manifest.packs.iter().map(|_| Vec::new()).collect();
@@ -289,6 +286,13 @@ fn backup(
     });
 }
 
+/// Notes what a backup needs. A fragment that it had to do without may have come into the repository later; then all is well.
+fn needs(manifest: &Manifest, needed: &mut BTreeMap<String, String>) {
+    for fragment in &manifest.fragments {
+        needed.entry(fragment.hash.clone()).or_insert_with(|| format!("backup {}", manifest.id));
+    }
+}
+
 /// Checks what is stored of an encrypted backup.
 fn outline(
     repository: &Repository,
@@ -303,9 +307,7 @@ fn outline(
         Ok(manifest) => manifest,
         Err(error) => return findings.failed("backup", &entry.id, error),
     };
-    for fragment in &manifest.fragments {
-        needed.entry(fragment.hash.clone()).or_insert_with(|| format!("backup {}", entry.id));
-    }
+    needs(&manifest, needed);
     each(&manifest.packs, workers, |pack| {
         let path = repository.backup_dir(&entry.id).join(&pack.name);
         let checked = stored_pack(repository, &path, pack, findings, progress);
@@ -335,16 +337,11 @@ fn stored_pack(
     }
     findings.sealed();
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; reader.piece()];
-    let mut position = 0;
-    while position < reader.size() {
-        let take = (reader.size() - position).min(buffer.len() as u64) as usize;
-        let piece = buffer.get_mut(..take).unwrap_or_default();
-        reader.read_exact_at(piece, position).map_err(|error| Error::reading(path, error))?;
+    reader.for_each_piece(path, |piece| {
         hasher.update(piece);
-        position += take as u64;
-        findings.read(take as u64, progress);
-    }
+        findings.read(piece.len() as u64, progress);
+        Ok(())
+    })?;
     if hasher.finalize().to_hex().as_str() != pack.blake3 {
         return Err(Error::damaged(what, "its checksum does not match"));
     }

@@ -15,10 +15,10 @@ use crate::repository::fsio::Published;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use md5::{Digest, Md5};
-use rusty_s3::S3Action;
 use rusty_s3::actions::{
     CompleteMultipartUpload, CompleteMultipartUploadResponse, CreateMultipartUpload, ListObjectsV2,
 };
+use rusty_s3::{Bucket as Place, Credentials, S3Action};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -167,7 +167,7 @@ impl Bucket {
     fn page(&self, folder: &Path, flat: bool, most: usize, from: Option<&str>) -> Result<Page> {
         let key = self.key(folder)?;
         let prefix = if key.is_empty() { key } else { format!("{key}/") };
-        let ask = Ask { verb: "list", path: folder, method: Method::GET, headers: Vec::new(), body: None, limit: None };
+        let ask = Ask::new("list", folder, Method::GET);
         let answer = self.client.ask(&ask, |place, credentials| {
             let mut list = ListObjectsV2::new(place, Some(credentials));
             list.with_prefix(prefix.as_str());
@@ -308,7 +308,7 @@ impl Bucket {
     /// Aborts the uploads below a folder that were begun so long ago and never completed: whoever began them died. Returns how many.
     pub fn sweep(&self, folder: &Path, age: Duration) -> Result<usize> {
         let prefix = format!("{}/", self.key(folder)?);
-        let ask = Ask { verb: "list", path: folder, method: Method::GET, headers: Vec::new(), body: None, limit: None };
+        let ask = Ask::new("list", folder, Method::GET);
         let answer = self.client.ask(&ask, |place, credentials| {
             let mut url = place.object_url("");
             url.set_query(None);
@@ -331,20 +331,19 @@ impl Bucket {
         let abandoned = abandoned(&text, jiff::Timestamp::now(), age);
         for upload in &abandoned {
             let Some(key) = upload.0.strip_prefix(&prefix) else { continue };
-            let path = folder.join(key);
-            let ask = Ask {
-                verb: "abort",
-                path: &path,
-                method: Method::DELETE,
-                headers: Vec::new(),
-                body: None,
-                limit: None,
-            };
-            self.client.ask(&ask, |place, credentials| {
-                place.abort_multipart_upload(Some(credentials), &upload.0, &upload.1).sign(VALID).into()
-            })?;
+            self.abort(&folder.join(key), &upload.1)?;
         }
         Ok(abandoned.len())
+    }
+
+    /// Aborts an upload.
+    fn abort(&self, path: &Path, id: &str) -> Result<()> {
+        let key = self.key(path)?;
+        let ask = Ask::new("abort", path, Method::DELETE);
+        let sign = |place: &Place, credentials: &Credentials| {
+            place.abort_multipart_upload(Some(credentials), &key, id).sign(VALID).into()
+        };
+        self.client.ask(&ask, sign).map(drop)
     }
 
     /// Removes all objects below a folder.
@@ -471,7 +470,7 @@ impl BucketUpload {
         let (bucket, path, key) = (self.bucket.clone(), self.path.clone(), self.key.clone());
         let part = move || {
             let headers = vec![("content-md5", md5(&piece))];
-            let ask = Ask { verb: "write", path: &path, method: Method::PUT, headers, body: Some(&piece), limit: None };
+            let ask = Ask { headers, body: Some(&piece), ..Ask::new("write", &path, Method::PUT) };
             let answer = bucket.client.ask(&ask, |place, credentials| {
                 place.upload_part(Some(credentials), &key, number, &id).sign(VALID).into()
             })?;
@@ -483,14 +482,7 @@ impl BucketUpload {
     }
 
     fn begin(&self) -> Result<String> {
-        let ask = Ask {
-            verb: "write",
-            path: &self.path,
-            method: Method::POST,
-            headers: Vec::new(),
-            body: Some(b""),
-            limit: None,
-        };
+        let ask = Ask { body: Some(b""), ..Ask::new("write", &self.path, Method::POST) };
         let answer = self.bucket.client.ask(&ask, |place, credentials| {
             CreateMultipartUpload::new(place, Some(credentials), &self.key).sign(VALID).into()
         })?;
@@ -516,14 +508,7 @@ impl BucketUpload {
         let etags = || self.etags.iter().map(String::as_str);
         let place = &self.bucket.client.place;
         let body = CompleteMultipartUpload::new(place, None, &self.key, &id, etags()).body();
-        let ask = Ask {
-            verb: "write",
-            path: &self.path,
-            method: Method::POST,
-            headers: Vec::new(),
-            body: Some(body.as_bytes()),
-            limit: None,
-        };
+        let ask = Ask { body: Some(body.as_bytes()), ..Ask::new("write", &self.path, Method::POST) };
         for again in (0..COMPLETIONS).rev() {
             let answer = self.bucket.client.ask(&ask, |place, credentials| {
                 CompleteMultipartUpload::new(place, Some(credentials), &self.key, &id, etags()).sign(VALID).into()
@@ -575,18 +560,7 @@ impl Drop for BucketUpload {
             let _ = part.join();
         }
         let Some(id) = self.id.take() else { return };
-        let ask = Ask {
-            verb: "abort",
-            path: &self.path,
-            method: Method::DELETE,
-            headers: Vec::new(),
-            body: None,
-            limit: None,
-        };
-        let aborted = self.bucket.client.ask(&ask, |place, credentials| {
-            place.abort_multipart_upload(Some(credentials), &self.key, &id).sign(VALID).into()
-        });
-        if let Err(error) = aborted {
+        if let Err(error) = self.bucket.abort(&self.path, &id) {
             tracing::warn!("the parts of an upload stay until the bucket's own rule removes them: {error}");
         }
     }

@@ -67,6 +67,13 @@ pub struct Ask<'a> {
     pub limit: Option<Duration>,
 }
 
+impl<'a> Ask<'a> {
+    /// Without headers, content, or a limit of its own.
+    pub fn new(verb: &'static str, path: &'a Path, method: Method) -> Self {
+        Self { verb, path, method, headers: Vec::new(), body: None, limit: None }
+    }
+}
+
 impl Client {
     /// A client for a bucket.
     pub fn new(config: &S3Config) -> Result<Self> {
@@ -269,14 +276,7 @@ mod tests {
     use super::*;
 
     fn judged(status: u16, body: &str) -> Result<Answer> {
-        let ask = Ask {
-            verb: "read",
-            path: Path::new("s3://b/x"),
-            method: Method::GET,
-            headers: Vec::new(),
-            body: None,
-            limit: None,
-        };
+        let ask = Ask::new("read", Path::new("s3://b/x"), Method::GET);
         judge(
             &ask,
             Ok(Answer {

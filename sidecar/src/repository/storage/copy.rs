@@ -70,14 +70,9 @@ impl Storage {
             let bytes = pass(source, piece, from, hash, |piece| upload.write_all(piece))?;
             return Ok((upload, bytes));
         }
-        // What the place says is an error of ours inside.
-        let failed = |error: std::io::Error| match error.downcast::<Error>() {
-            Ok(error) => error,
-            Err(error) => Error::new(ErrorKind::Io, format!("could not encrypt: {error}")),
-        };
         let mut writer = keys.sealing(Sink { upload, hasher: blake3::Hasher::new() })?;
-        let bytes = pass(source, piece, from, hash, |piece| writer.write_all(piece).map_err(failed))?;
-        let sink = writer.finish().map_err(failed)?;
+        let bytes = pass(source, piece, from, hash, |piece| writer.write_all(piece).map_err(crypt::failed))?;
+        let sink = writer.finish().map_err(crypt::failed)?;
         let seal = Seal {
             hash: hash.to_owned(),
             bytes,

@@ -83,10 +83,9 @@ impl Holder {
         let machine = machine();
         let unique = format!("{machine} {pid} {now} {}", COUNT.fetch_add(1, Ordering::Relaxed));
         let token = blake3::hash(unique.as_bytes()).to_hex().chars().take(24).collect();
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
         Self {
             token,
-            host,
+            host: crate::repository::this_host(),
             machine,
             pid,
             began: began(pid).unwrap_or(0),
@@ -235,43 +234,49 @@ fn renew(state: &State, bucket: &Bucket, path: &Path) {
     let began = since_boot();
     let (mut holder, etag) = put.clone();
     holder.renewals += 1;
-    let written = holder.bytes().and_then(|bytes| bucket.put_if(path, &bytes, If::Same(&etag), Some(LIMIT)));
-    let etag = match written {
-        Ok(Some(etag)) => Some(etag),
-        // Its own put may have been done and its answer lost; so may one before, that was given up waiting for.
-        Ok(None) => match bucket.see(path, Some(LIMIT)) {
-            Ok(Some(seen)) => match serde_json::from_slice::<Holder>(&seen.bytes) {
-                Ok(found) if found.token == holder.token && !found.free => {
-                    holder.renewals = holder.renewals.max(found.renewals);
-                    if found == holder {
-                        Some(seen.etag)
-                    } else {
-                        bucket
-                            .put_if(path, &holder.bytes().unwrap_or_default(), If::Same(&seen.etag), Some(LIMIT))
-                            .ok()
-                            .flatten()
-                    }
-                }
-                _ => {
-                    state.lost.store(true, Ordering::Relaxed);
-                    None
-                }
-            },
-            Ok(None) => {
-                state.lost.store(true, Ordering::Relaxed);
-                None
-            }
-            Err(_) => None,
-        },
-        Err(error) => {
-            tracing::warn!("the lock is not renewed: {error}");
-            None
+    let written = put_over(bucket, path, &holder, &etag).and_then(|etag| match etag {
+        Some(etag) => Ok(Renewed::Put(etag)),
+        None => renew_seen(bucket, path, &mut holder),
+    });
+    match written {
+        Ok(Renewed::Put(etag)) => {
+            *put = (holder, etag);
+            *state.renewed.lock().unwrap_or_else(PoisonError::into_inner) = began;
         }
-    };
-    if let Some(etag) = etag {
-        *put = (holder, etag);
-        *state.renewed.lock().unwrap_or_else(PoisonError::into_inner) = began;
+        Ok(Renewed::Taken) => state.lost.store(true, Ordering::Relaxed),
+        Ok(Renewed::Changed) => {}
+        Err(error) => tracing::warn!("the lock is not renewed: {error}"),
     }
+}
+
+/// How a lease was renewed.
+enum Renewed {
+    /// It has this state now.
+    Put(String),
+    /// It is somebody else's, or nobody's.
+    Taken,
+    /// It changed while it was looked at.
+    Changed,
+}
+
+/// Puts a lease on the condition that it still has this state. Returns its new one; none when it has another.
+fn put_over(bucket: &Bucket, path: &Path, holder: &Holder, etag: &str) -> Result<Option<String>> {
+    bucket.put_if(path, &holder.bytes()?, If::Same(etag), Some(LIMIT))
+}
+
+/// Renews a lease that has not the state that it was put with: its own put may have been done and its answer lost; so may one before, that was given
+/// up waiting for.
+fn renew_seen(bucket: &Bucket, path: &Path, holder: &mut Holder) -> Result<Renewed> {
+    let Some(seen) = bucket.see(path, Some(LIMIT))? else { return Ok(Renewed::Taken) };
+    let Ok(found) = serde_json::from_slice::<Holder>(&seen.bytes) else { return Ok(Renewed::Taken) };
+    if found.token != holder.token || found.free {
+        return Ok(Renewed::Taken);
+    }
+    holder.renewals = holder.renewals.max(found.renewals);
+    if found == *holder {
+        return Ok(Renewed::Put(seen.etag));
+    }
+    Ok(put_over(bucket, path, holder, &seen.etag)?.map_or(Renewed::Changed, Renewed::Put))
 }
 
 impl Drop for Lease {

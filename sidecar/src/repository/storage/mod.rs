@@ -256,15 +256,7 @@ impl Storage {
         }
         let Some(reader) = self.open(path)? else { return Ok(None) };
         let mut file = File::create(&scratch.path).at("create", &scratch.path)?;
-        let mut piece = vec![0; reader.piece()];
-        let mut position = 0;
-        while position < reader.size() {
-            let take = (reader.size() - position).min(piece.len() as u64) as usize;
-            let part = piece.get_mut(..take).unwrap_or_default();
-            reader.read_exact_at(part, position).map_err(|error| Error::reading(path, error))?;
-            file.write_all(part).at("write", &scratch.path)?;
-            position += take as u64;
-        }
+        reader.for_each_piece(path, |piece| file.write_all(piece).at("write", &scratch.path))?;
         Ok(Some(scratch))
     }
 
@@ -442,6 +434,20 @@ impl Reader {
             Self::File(file, _) => file.read_exact_at(buffer, offset),
             Self::Object(object) => object.read_exact_at(buffer, offset),
         }
+    }
+
+    /// Gives all of it to `take`, in order. `path` names it in errors.
+    pub fn for_each_piece(&self, path: &Path, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut buffer = vec![0; self.piece()];
+        let mut position = 0;
+        while position < self.size() {
+            let bytes = (self.size() - position).min(buffer.len() as u64) as usize;
+            let piece = buffer.get_mut(..bytes).unwrap_or_default();
+            self.read_exact_at(piece, position).map_err(|error| Error::reading(path, error))?;
+            take(piece)?;
+            position += bytes as u64;
+        }
+        Ok(())
     }
 
     /// How much is best read at once.
